@@ -1,0 +1,1 @@
+"""A self-hosted machine-learning platform for small teams."""

@@ -1,0 +1,1 @@
+"""What runs flows: run pickup → code → environment → process → result."""

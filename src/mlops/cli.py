@@ -1,0 +1,92 @@
+"""The command line: one program for the checkout (`./mlops`) and for every image (`mlops`).
+
+Here errors become messages and exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted,
+3 a bug, with its traceback in a log file that the message names. The commands of a role lie in
+its `commands` module; these modules and this one are the only places that print or exit.
+"""
+
+import os
+import sys
+import tempfile
+import time
+import traceback
+from pathlib import Path
+
+import click
+import typer
+
+from mlops.agent import commands as agent
+from mlops.errors import MlopsError
+from mlops.local import commands as local
+from mlops.scheduler import commands as scheduler
+from mlops.server import commands as server
+
+app = typer.Typer(
+    name="mlops",
+    help="A self-hosted machine-learning platform for small teams.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+app.command("demo")(local.demo)
+app.add_typer(local.app, name="local")
+app.add_typer(scheduler.app, name="flows")
+app.add_typer(agent.app, name="agent")
+app.add_typer(server.app, name="server")
+
+
+def _write_bug_report(error: BaseException) -> Path:
+    """Write the traceback to a file of its own, in `$MLOPS_HOME/logs` where that exists."""
+    home = Path(os.environ.get("MLOPS_HOME", ".mlops")) / "logs"
+    folder = home if home.is_dir() and os.access(home, os.W_OK) else Path(tempfile.gettempdir())
+    descriptor, path = tempfile.mkstemp(
+        dir=folder, prefix=time.strftime("mlops-bug-%Y%m%dT%H%M%S-"), suffix=".log"
+    )
+    with os.fdopen(descriptor, "w") as file:
+        # Without argument values: they may be secrets.
+        file.write(f"mlops {' '.join(a for a in sys.argv[1:3] if not a.startswith('-'))}\n")
+        traceback.print_exception(error, file=file)
+    return Path(path)
+
+
+def run(arguments: list[str] | None = None) -> int:
+    """Run one command and return its exit code.
+
+    Args:
+        arguments: The command line without the program's name; default `sys.argv[1:]`.
+    """
+    try:
+        result = app(args=arguments, prog_name="mlops", standalone_mode=False)
+    except MlopsError as error:
+        print(f"mlops: {error}", file=sys.stderr)
+        return error.exit_code
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message(), file=sys.stderr)
+        return 2
+    except click.ClickException as error:
+        error.show()
+        return error.exit_code
+    except (KeyboardInterrupt, click.Abort):
+        print("mlops: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of our output went away, as `| head` does
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # so that the exit's flush is silent
+        return 0
+    except Exception as error:  # noqa: BLE001  # the last resort: whatever is left is a bug
+        path = _write_bug_report(error)
+        print(
+            f"mlops: a bug: {type(error).__name__}: {error}\n  the traceback is in {path}",
+            file=sys.stderr,
+        )
+        return 3
+    return result if isinstance(result, int) else 0
+
+
+def main() -> None:
+    """Run the command line and exit."""
+    sys.exit(run())
+
+
+if __name__ == "__main__":
+    main()
