@@ -12,14 +12,17 @@ import time
 import traceback
 from pathlib import Path
 
-import click
 import typer
 
 from mlops.agent import commands as agent
+from mlops.development import commands as development
 from mlops.errors import MlopsError
 from mlops.local import commands as local
 from mlops.scheduler import commands as scheduler
 from mlops.server import commands as server
+
+_BUG = 3
+_INTERRUPTED = 130
 
 app = typer.Typer(
     name="mlops",
@@ -30,6 +33,8 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 app.command("demo")(local.demo)
+app.command("test", context_settings={"ignore_unknown_options": True})(development.run_checks)
+app.command("lock")(development.lock)
 app.add_typer(local.app, name="local")
 app.add_typer(scheduler.app, name="flows")
 app.add_typer(agent.app, name="agent")
@@ -57,30 +62,19 @@ def run(arguments: list[str] | None = None) -> int:
         arguments: The command line without the program's name; default `sys.argv[1:]`.
     """
     try:
-        result = app(args=arguments, prog_name="mlops", standalone_mode=False)
+        app(args=arguments, prog_name="mlops")
+    except SystemExit as end:  # how Typer ends; it has explained wrong usage by now
+        code = end.code if isinstance(end.code, int) else 0
+        message = "mlops: interrupted" if code == _INTERRUPTED else ""
     except MlopsError as error:
-        print(f"mlops: {error}", file=sys.stderr)
-        return error.exit_code
-    except click.exceptions.NoArgsIsHelpError as error:
-        print(error.format_message(), file=sys.stderr)
-        return 2
-    except click.ClickException as error:
-        error.show()
-        return error.exit_code
-    except (KeyboardInterrupt, click.Abort):
-        print("mlops: interrupted", file=sys.stderr)
-        return 130
-    except BrokenPipeError:  # the reader of our output went away, as `| head` does
-        sys.stdout = open(os.devnull, "w")  # noqa: SIM115  # so that the exit's flush is silent
-        return 0
+        message, code = f"mlops: {error}", error.exit_code
     except Exception as error:  # noqa: BLE001  # the last resort: whatever is left is a bug
         path = _write_bug_report(error)
-        print(
-            f"mlops: a bug: {type(error).__name__}: {error}\n  the traceback is in {path}",
-            file=sys.stderr,
-        )
-        return 3
-    return result if isinstance(result, int) else 0
+        message = f"mlops: a bug: {type(error).__name__}: {error}\n  the traceback is in {path}"
+        code = _BUG
+    if message:
+        print(message, file=sys.stderr)
+    return code
 
 
 def main() -> None:

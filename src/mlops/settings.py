@@ -39,6 +39,22 @@ class RoleSettings(BaseSettings):
             ) from None
 
 
+class CheckoutSettings(RoleSettings):
+    """The checkout whose `./mlops` was called; images have none."""
+
+    mlops_checkout: Path | None = None
+
+    def require(self) -> Path:
+        """Return the checkout's folder.
+
+        Raises:
+            MlopsError: There is none.
+        """
+        if self.mlops_checkout is None:
+            raise MlopsError("this works in a checkout only", hint="use ./mlops of a clone")
+        return self.mlops_checkout
+
+
 class S3Settings(RoleSettings):
     """The object store as one role sees it."""
 

@@ -1,0 +1,137 @@
+"""The hashed locks in `requirements/`: one per role, all with the same versions.
+
+`test` is the union of every role. It is resolved first and the others are resolved under it, so
+that a flow, an image and a checkout never disagree about a version. The locks hold names,
+versions and hashes; from which index they are fetched is the machine's own configuration.
+"""
+
+import re
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from pathlib import Path
+
+from mlops.errors import MlopsError
+
+UNION = "test"
+ROLES = ("server", "scheduler", "agent", "local")
+# What `./mlops` itself needs where no uv is installed.
+BOOTSTRAP = "bootstrap"
+# Examples whose pins follow the locks, so that their packages are in uv's cache already.
+PINNED_EXAMPLES = ("flows/digits/requirements.txt",)
+
+_LOCKED = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s;]+)", re.MULTILINE)
+
+
+def find_uv() -> Path:
+    """Return this environment's uv, or else the one on PATH.
+
+    Raises:
+        MlopsError: There is none.
+    """
+    own = Path(sysconfig.get_path("scripts"), "uv")
+    found = own if own.exists() else shutil.which("uv")
+    if found is None:
+        raise MlopsError("uv is not installed here", hint="install the extra `agent`")
+    return Path(found)
+
+
+def _uv_compile(source: list[str], output: Path, *, uv: Path, checkout: Path, stdin: str) -> None:
+    command = [
+        str(uv), "pip", "compile", "--quiet", "--universal", "--python-version", "3.11",
+        "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links",
+        "--custom-compile-command", "./mlops lock",
+        "--output-file", str(output), *source,
+    ]  # fmt: skip
+    done = subprocess.run(
+        command, cwd=checkout, input=stdin, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise MlopsError(
+            f"requirements/{output.name}: cannot be resolved:\n{done.stderr.strip()}",
+            hint="see the dependencies in pyproject.toml",
+        )
+
+
+def compile_locks(checkout: Path, folder: Path, *, uv: Path, upgrade: bool) -> None:
+    """Write all locks into `folder`.
+
+    Args:
+        checkout: Where pyproject.toml lies.
+        folder: Where the locks go; versions in locks that are there already are kept.
+        uv: The uv executable.
+        upgrade: Take the newest versions instead of keeping those that are locked.
+
+    Raises:
+        MlopsError: The dependencies cannot be resolved together.
+    """
+    union = folder / f"{UNION}.txt"
+    extras = [option for extra in (UNION, *ROLES) for option in ("--extra", extra)]
+    newest = ["--upgrade"] if upgrade else []
+    _uv_compile(["pyproject.toml", *extras, *newest], union, uv=uv, checkout=checkout, stdin="")
+    # Why a package is there is written once, in the union.
+    under_union = ["--no-annotate", "--constraints", str(union)]
+    for role in ROLES:
+        _uv_compile(
+            ["pyproject.toml", "--extra", role, *under_union],
+            folder / f"{role}.txt", uv=uv, checkout=checkout, stdin="",
+        )  # fmt: skip
+    _uv_compile(
+        ["-", *under_union], folder / f"{BOOTSTRAP}.txt", uv=uv, checkout=checkout, stdin="uv\n"
+    )
+
+
+def locked_versions(lock: str) -> dict[str, str]:
+    """Return the version of each package in a lock's text.
+
+    A package that is locked at several versions (one per Python version) is left out.
+    """
+    versions: dict[str, set[str]] = {}
+    for match in _LOCKED.finditer(lock):
+        versions.setdefault(match["name"], set()).add(match["version"])
+    return {name: one.pop() for name, one in versions.items() if len(one) == 1}
+
+
+def follow_lock(requirements: str, versions: dict[str, str]) -> str:
+    """Return the text of a requirements file with its `==` pins set to the locked versions."""
+    return _LOCKED.sub(
+        lambda match: f"{match['name']}=={versions.get(match['name'], match['version'])}",
+        requirements,
+    )
+
+
+def expected_files(checkout: Path, *, uv: Path, upgrade: bool = False) -> dict[Path, str]:
+    """Return what the locks and the examples' pins should say.
+
+    Args:
+        checkout: The checkout; nothing in it is changed.
+        uv: The uv executable.
+        upgrade: As for `compile_locks`.
+
+    Returns:
+        Path relative to the checkout, and the text that the file should have.
+    """
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary)
+        for lock in (checkout / "requirements").glob("*.txt"):
+            shutil.copy(lock, folder)
+        compile_locks(checkout, folder, uv=uv, upgrade=upgrade)
+        expected = {
+            Path("requirements") / f"{name}.txt": (folder / f"{name}.txt").read_text()
+            for name in (UNION, *ROLES, BOOTSTRAP)
+        }
+    versions = locked_versions(expected[Path("requirements") / f"{UNION}.txt"])
+    for example in PINNED_EXAMPLES:
+        path = Path(example)
+        expected[path] = follow_lock((checkout / path).read_text(), versions)
+    return expected
+
+
+def stale_files(checkout: Path, expected: dict[Path, str]) -> list[Path]:
+    """Return which files, relative to the checkout, differ from what they should say."""
+    return [
+        path
+        for path, text in expected.items()
+        if not (checkout / path).is_file() or (checkout / path).read_text() != text
+    ]
