@@ -1,0 +1,63 @@
+"""What a test may demand of the machine, by the marker `requires`.
+
+    @pytest.mark.requires("docker")
+
+A test whose demand is not met is skipped, with the reason. Where the whole suite must run
+(CI=true) it fails instead. A new demand is a function below that returns why it is not met.
+"""
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+
+from mlops.development.locks import find_uv
+
+
+@cache
+def _docker() -> str:
+    """A Docker daemon that answers."""
+    if shutil.which("docker") is None:
+        return "docker is not installed"
+    done = subprocess.run(["docker", "info"], capture_output=True, check=False)
+    return "the Docker daemon does not answer" if done.returncode else ""
+
+
+@cache
+def _package_index() -> str:
+    """A package index from which pip can download."""
+    done = subprocess.run(
+        [find_uv(), "pip", "compile", "--quiet", "--no-cache", "--no-deps", "-"],
+        input="six",
+        capture_output=True,
+        text=True,
+        check=False,
+        env=os.environ | {"UV_SYSTEM_CERTS": "true"},
+    )
+    return "no package index can be reached" if done.returncode else ""
+
+
+def _root() -> str:
+    """The right to become another user."""
+    return "" if os.geteuid() == 0 else "not root"
+
+
+DEMANDS: dict[str, Callable[[], str]] = {
+    "docker": _docker,
+    "package-index": _package_index,
+    "root": _root,
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip, or in CI fail, a test that demands what is not here."""
+    for marker in item.iter_markers("requires"):
+        for demand in marker.args:
+            reason = DEMANDS[demand]()
+            if reason and os.environ.get("CI") == "true":
+                pytest.fail(f"needs {demand}: {reason}", pytrace=False)
+            if reason:
+                pytest.skip(f"needs {demand}: {reason}")

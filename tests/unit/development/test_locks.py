@@ -1,0 +1,60 @@
+from pathlib import Path
+
+import pytest
+
+from mlops.development import locks
+
+PROJECT = Path(__file__).parents[3]
+LOCKS = PROJECT / "requirements"
+
+
+def test_roles_agree_on_versions() -> None:
+    """No package has different versions in two locks."""
+    union = locks.locked_versions((LOCKS / "test.txt").read_text())
+    for name in (*locks.ROLES, locks.BOOTSTRAP):
+        for package, version in locks.locked_versions((LOCKS / f"{name}.txt").read_text()).items():
+            assert union[package] == version, f"{package} in {name}.txt"
+
+
+@pytest.mark.parametrize("name", ["test", *locks.ROLES, "bootstrap"])
+def test_locks_hold_hashes_and_no_addresses(name: str) -> None:
+    """A lock names packages and hashes, never where they come from."""
+    text = (LOCKS / f"{name}.txt").read_text()
+    packages = [line for line in text.splitlines() if line[0] not in " #"]
+    assert packages
+    assert all("==" in line and line.endswith(" \\") for line in packages)
+    assert "://" not in text
+    assert "--index-url" not in text
+    assert "--find-links" not in text
+
+
+@pytest.mark.parametrize("example", locks.PINNED_EXAMPLES)
+def test_examples_follow_the_locks(example: str) -> None:
+    """What the example flows pin is what the embedded platform has in uv's cache."""
+    versions = locks.locked_versions((LOCKS / "local.txt").read_text())
+    text = (PROJECT / example).read_text()
+    assert locks.follow_lock(text, versions) == text
+    assert set(locks.locked_versions(text)) <= set(versions)
+
+
+def test_follow_lock_changes_pins_only() -> None:
+    """Comments, ranges and packages that are not locked stay as they are."""
+    text = "# note==1\na==1.0  # why\nb>=2\nc==3\n"
+    assert (
+        locks.follow_lock(text, {"a": "1.5", "b": "9"}) == "# note==1\na==1.5  # why\nb>=2\nc==3\n"
+    )
+
+
+def test_versions_by_python_are_left_out() -> None:
+    """A package locked at one version per Python is not one version."""
+    text = (
+        "a==1 ; python_full_version < '3.12' \\\na==2 ; python_full_version >= '3.12' \\\nb==3 \\\n"
+    )
+    assert locks.locked_versions(text) == {"b": "3"}
+
+
+@pytest.mark.requires("package-index")
+def test_locks_are_up_to_date() -> None:
+    """The locks are what pyproject.toml asks for."""
+    expected = locks.expected_files(PROJECT, uv=locks.find_uv())
+    assert locks.stale_files(PROJECT, expected) == []
