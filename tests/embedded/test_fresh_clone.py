@@ -1,0 +1,93 @@
+"""A stranger's first minutes: clone, `./mlops demo`, again, down; as a user and as root."""
+
+import os
+import pwd
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+
+PROJECT = Path(__file__).parents[2]
+
+
+@dataclass(frozen=True)
+class Stranger:
+    """Somebody on a machine with nothing but git, a shell and Python."""
+
+    user: str
+    home: Path
+    clone: Path
+
+    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """Call ./mlops with nothing in the environment but HOME and PATH."""
+        account = pwd.getpwnam(self.user)
+        switch = os.geteuid() != account.pw_uid
+        started = time.monotonic()
+        done = subprocess.run(
+            [self.clone / "mlops", *arguments],
+            cwd=self.home,
+            env={"HOME": str(self.home), "PATH": "/usr/local/bin:/usr/bin:/bin"},
+            user=account.pw_uid if switch else None,
+            group=account.pw_gid if switch else None,
+            extra_groups=[] if switch else None,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        print(
+            f"--- ./mlops {' '.join(arguments)}: exit {done.returncode}"
+            f" after {time.monotonic() - started:.1f} s",
+            done.stdout,
+            done.stderr,
+            sep="\n",
+        )
+        return done
+
+    def processes(self) -> list[str]:
+        """Return the command lines of processes that run out of the clone."""
+        return [
+            " ".join(process.info["cmdline"])
+            for process in psutil.process_iter(["cmdline"])
+            if any(str(self.clone) in part for part in process.info["cmdline"] or ())
+        ]
+
+
+def _ordinary_user() -> str:
+    me = pwd.getpwuid(os.geteuid()).pw_name
+    return "nobody" if me == "root" else me
+
+
+@pytest.fixture(params=["user", pytest.param("root", marks=pytest.mark.requires("root"))])
+def stranger(request: pytest.FixtureRequest) -> Iterator[Stranger]:
+    user = "root" if request.param == "root" else _ordinary_user()
+    with tempfile.TemporaryDirectory(prefix="mlops-stranger-") as folder:
+        home = Path(folder)
+        clone = home / "clone"
+        subprocess.run(["git", "clone", "--quiet", PROJECT, clone], check=True)
+        if os.geteuid() == 0:
+            subprocess.run(["chown", "--recursive", user, home], check=True)
+        somebody = Stranger(user, home, clone)
+        yield somebody
+        if somebody.processes():
+            somebody.call("local", "down")
+
+
+@pytest.mark.requires("package-index")
+@pytest.mark.timeout(600)
+def test_demo_in_a_fresh_clone(stranger: Stranger) -> None:
+    """The demo trains from nothing, trains again faster, and down leaves no process."""
+    first = stranger.call("demo")
+    assert first.returncode == 0
+    assert "accuracy" in first.stdout
+    started = time.monotonic()
+    second = stranger.call("demo")
+    assert second.returncode == 0
+    assert time.monotonic() - started <= 60, "the second demo should find everything running"
+    assert stranger.call("local", "down").returncode == 0
+    assert stranger.processes() == []
