@@ -1,5 +1,41 @@
-"""The command line of this role."""
+"""`mlops agent …`: the process that runs flows."""
+
+import os
+import sys
+from typing import Annotated
 
 import typer
 
-app = typer.Typer(no_args_is_help=True)
+app = typer.Typer(no_args_is_help=True, help="The agent: runs flows on this host.")
+
+
+@app.callback()
+def _group() -> None:
+    """Keep `mlops agent start` a subcommand; more will follow."""
+
+
+@app.command()
+def start(
+    *,
+    name: Annotated[
+        str | None, typer.Option(help="Name of the worker in Prefect; default: agent-<host>-<pid>.")
+    ] = None,
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Runs at a time; default: cores.")
+    ] = None,
+) -> None:
+    """Serve POOL_NAME/QUEUE_NAME until stopped; both are created when missing."""
+    from mlops.settings import AgentSettings
+
+    settings = AgentSettings.from_environment()
+    # Read by Prefect when it is imported, which is why the import comes after.
+    os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "1.5")
+    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
+    from mlops.agent.service import serve
+
+    serve(
+        settings,
+        name=name,
+        limit=limit,
+        printer=lambda line: print(line, file=sys.stdout, flush=True),
+    )

@@ -1,0 +1,120 @@
+"""Code on this host: bundles by hash, verified once, read-only, shared by every run."""
+
+import contextlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from mlops.bundles import (
+    MANIFEST_NAME,
+    BundleError,
+    Manifest,
+    download,
+    fetch_manifest,
+    parse_prefix,
+)
+from mlops.errors import MlopsError
+from mlops.storage import ObjectStore
+
+
+class CodeCache:
+    """Bundles that were downloaded, one folder each.
+
+    Several agents on a host may share one cache: a bundle is downloaded into a temporary folder
+    and renamed into place, and whoever comes second finds it there.
+
+    Args:
+        root: Folder of the cache; made when missing.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._bundles = root / "code"
+        self._views = root / "runs"
+
+    def ensure(self, store: ObjectStore, prefix: str) -> tuple[Path, Manifest]:
+        """Return a bundle's folder and manifest, downloading it the first time.
+
+        Args:
+            store: The bucket for code.
+            prefix: The bundle's prefix in it.
+
+        Raises:
+            BundleError: It is missing or damaged.
+            MlopsError: The object store does not answer.
+        """
+        content_hash = parse_prefix(prefix)
+        if content_hash is None:
+            raise BundleError(f"{store.uri(prefix)}: is not a bundle of ours")
+        folder = self._bundles / content_hash
+        manifest = _read_cached(folder, content_hash)
+        if manifest is not None:
+            return folder, manifest
+        manifest = fetch_manifest(store, prefix)
+        try:
+            self._bundles.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=self._bundles, prefix=".tmp-") as temporary:
+                target = Path(temporary) / "bundle"
+                target.mkdir()
+                download(store, prefix, manifest, target)
+                (target / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+                _set_writable(target, writable=False)
+                # ENOTEMPTY: another agent was quicker, and its copy was verified like ours.
+                with contextlib.suppress(FileExistsError, OSError):
+                    target.rename(folder)
+                if target.exists():
+                    _set_writable(target, writable=True)
+        except OSError as error:
+            raise MlopsError(
+                f"{self._bundles}: the code cannot be stored: {error.strerror}",
+                hint="free space there, or point MLOPS_CACHE_DIR elsewhere",
+            ) from error
+        cached = _read_cached(folder, content_hash)
+        if cached is None:
+            raise MlopsError(f"{folder}: the code could not be put in place")
+        return folder, cached
+
+    @contextmanager
+    def private_view(self, bundle: Path, parent: Path | None = None) -> Iterator[Path]:
+        """Give a run a folder of its own with the bundle's files, which it may write to.
+
+        Args:
+            bundle: The shared folder.
+            parent: Where to make it; default: in the cache.
+        """
+        parent = parent or self._views
+        parent.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(dir=parent, prefix="run-"))
+        try:
+            view = folder / "code"
+            shutil.copytree(bundle, view, ignore=shutil.ignore_patterns(MANIFEST_NAME))
+            _set_writable(view, writable=True)
+            yield view
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _read_cached(folder: Path, content_hash: str) -> Manifest | None:
+    """Return the manifest of a bundle that is here and whole, by its files' sizes."""
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST_NAME).read_bytes())
+        whole = all((folder / file.path).stat().st_size == file.size for file in manifest.files)
+    except (FileNotFoundError, NotADirectoryError):
+        whole, manifest = not folder.exists(), None
+    except ValidationError:
+        whole, manifest = False, None
+    if manifest is not None and whole and manifest.content_hash == content_hash:
+        return manifest
+    if folder.exists():  # somebody tampered with it: take it out of the way and load it again
+        _set_writable(folder, writable=True)
+        shutil.rmtree(folder)
+    return None
+
+
+def _set_writable(folder: Path, *, writable: bool) -> None:
+    for path in [folder, *folder.rglob("*")]:
+        mode = path.stat().st_mode
+        path.chmod(mode | 0o200 if writable else mode & ~0o222)

@@ -1,0 +1,73 @@
+"""The agent as a long-running process: it waits for its server, serves, and stops on a signal."""
+
+import contextlib
+import os
+import socket
+import time
+from collections.abc import Callable
+from functools import partial
+
+import anyio
+import httpx
+from prefect.exceptions import ObjectAlreadyExists
+from prefect.utilities.processutils import setup_signal_handlers_worker
+
+from mlops.agent.worker import Agent
+from mlops.errors import MlopsError
+from mlops.prefect_api import check_server, connect, ensure_work_pool
+from mlops.settings import AgentSettings
+
+RETRY_SECONDS = 1.0
+
+
+def serve(
+    settings: AgentSettings,
+    *,
+    name: str | None,
+    limit: int | None,
+    printer: Callable[[str], None],
+) -> None:
+    """Run an agent until it is stopped by SIGTERM or SIGINT.
+
+    Args:
+        settings: Where it takes runs from and where it keeps its caches.
+        name: Name of the worker in Prefect.
+        limit: Runs at a time; default: one per core.
+        printer: Is given lines for the process's own log.
+    """
+    _wait_for_server(settings, printer)
+    _ensure_pool_and_queue(settings)
+    agent = Agent(
+        settings,
+        name=name or f"agent-{socket.gethostname()}-{os.getpid()}",
+        limit=limit or os.cpu_count(),
+    )
+    setup_signal_handlers_worker(os.getpid(), "the agent", printer)
+    anyio.run(partial(agent.start, printer=printer))
+
+
+def _ensure_pool_and_queue(settings: AgentSettings) -> None:
+    with connect(settings) as client:
+        ensure_work_pool(client, settings.pool_name)
+        if settings.queue_name:
+            with contextlib.suppress(ObjectAlreadyExists):
+                client.create_work_queue(
+                    name=settings.queue_name, work_pool_name=settings.pool_name
+                )
+
+
+def _wait_for_server(settings: AgentSettings, printer: Callable[[str], None]) -> None:
+    """Wait until the Prefect server answers; say once why not yet."""
+    said = ""
+    while True:
+        try:
+            check_server(settings)
+        except MlopsError as error:
+            if not isinstance(error.__cause__, httpx.HTTPError):
+                raise
+            if str(error) != said:
+                said = str(error)
+                printer(f"waiting: {said}")
+            time.sleep(RETRY_SECONDS)
+        else:
+            return

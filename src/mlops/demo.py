@@ -1,0 +1,193 @@
+"""`mlops demo`: the main job from nothing to a trained model, with what to look at afterwards."""
+
+import datetime as dt
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+from uuid import UUID
+
+import typer
+from pydantic import BaseModel, ConfigDict
+
+from mlops.errors import MlopsError
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+    from mlops.local.startup import Started
+    from mlops.scheduler.register import Registration
+
+FLOW = Path("flows/digits")
+RUN_TAG = "mlops.prefect_flow_run_id"  # set by the agent on every MLflow run of a flow run
+COMPLETED = "Completed"
+
+
+class DemoReport(BaseModel):
+    """What the demo did; also what `--json` prints. Steps are in seconds."""
+
+    model_config = ConfigDict(frozen=True)
+
+    state: str
+    message: str
+    steps: dict[str, float]
+    accuracy: float | None
+    prefect_run: str
+    mlflow_run: str | None
+    model: str | None
+    model_url: str | None
+    artifacts: str | None
+    code: str
+    next_run: dt.datetime | None
+    credentials_file: Path
+    notes: list[str]
+
+
+class Steps:
+    """Shows one step after the other, live on a terminal and as lines elsewhere."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        from rich.console import Console
+
+        self._console = Console(stderr=quiet, highlight=False, soft_wrap=True)
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[Callable[[str], None]]:
+        """Time one step; gives a function that prints a line while it goes on."""
+        from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+        began = time.monotonic()
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+        with Progress(*columns, console=self._console, transient=True) as progress:
+            progress.add_task(name)
+            yield lambda line: progress.console.print(f"  {line}", style="dim", markup=False)
+        self.add(name, time.monotonic() - began)
+
+    def add(self, name: str, seconds: float) -> None:
+        """Show a step that was timed elsewhere."""
+        self.seconds[name] = seconds
+        self._console.print(f"{name}: {seconds:.1f} s")
+
+
+def demo(
+    *, as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False
+) -> int:
+    """Start everything, train `flows/digits`, and say where to look; leaves it running."""
+    from mlops.local.home import client_environment
+    from mlops.local.progress import Progress
+    from mlops.local.startup import start_platform
+    from mlops.settings import LocalSettings
+
+    local = LocalSettings.from_environment()
+    folder = (local.mlops_checkout or Path.cwd()) / FLOW
+    if not folder.is_dir():
+        raise MlopsError(f"{folder}: not here", hint="run the demo in a checkout of the project")
+    with Progress(quiet=as_json) as progress:
+        started = start_platform(local, progress.report)
+    steps = Steps(quiet=as_json)
+    steps.add("start the platform", progress.seconds)
+    # Whatever platform the user's own environment names, the demo talks to this one.
+    for role in ("experimenter", "scheduler"):
+        os.environ.update(client_environment(local.mlops_home, role) or {})
+    report = _train(folder, started, steps)
+    if as_json:
+        print(report.model_dump_json(indent=2))
+    else:
+        _print_report(report)
+    return 0 if report.state == COMPLETED else 1
+
+
+def _train(folder: Path, started: "Started", steps: Steps) -> DemoReport:
+    """Register the flow, run it, follow it, and collect what came out."""
+    from mlops.mlflow_api import MlflowApi
+    from mlops.prefect_api import connect
+    from mlops.scheduler import runs
+    from mlops.scheduler.register import register
+    from mlops.settings import MlflowSettings, SchedulerSettings
+    from mlops.storage import ObjectStore
+
+    settings = SchedulerSettings.from_environment()
+    with connect(settings) as client:
+        with steps.step("register flows/digits"):
+            store = ObjectStore(settings, settings.prefect_bucket_name)
+            registration = register(folder, store, client)
+        deployment = client.read_deployment(registration.deployment_id)
+        flow_run = runs.start_run(client, deployment, {})
+        last = None
+        with steps.step("run it on the agent") as show:
+            for event in runs.follow(client, flow_run.id):
+                if isinstance(event, runs.StateChange):
+                    last = event
+                    show(event.name)
+                elif not isinstance(event, runs.LogLine) or event.level >= logging.INFO:
+                    show(event.message)
+        for name, seconds in _run_steps(client, flow_run.id).items():
+            steps.add(f"  {name}", seconds)
+        due = _next_run(client, registration)
+    tracked = MlflowApi(MlflowSettings.from_environment()).find_run(RUN_TAG, str(flow_run.id))
+    home = started.situation.home
+    return DemoReport(
+        state=last.name if last else "unknown",
+        message=last.message if last else "",
+        steps={name.strip(): round(seconds, 1) for name, seconds in steps.seconds.items()},
+        accuracy=tracked.metrics.get("accuracy") if tracked else None,
+        prefect_run=f"{settings.ui_url}/runs/flow-run/{flow_run.id}",
+        mlflow_run=tracked.url if tracked else None,
+        model=tracked.model if tracked else None,
+        model_url=tracked.model_url if tracked else None,
+        artifacts=tracked.artifact_uri if tracked else None,
+        code=registration.code_uri,
+        next_run=due,
+        credentials_file=home.credentials_file,
+        notes=started.notes,
+    )
+
+
+def _run_steps(client: "SyncPrefectClient", flow_run_id: UUID) -> dict[str, float]:
+    """Return the seconds until the flow began and those of each of its tasks, in their order."""
+    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
+
+    run = client.read_flow_run(flow_run_id)
+    this_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
+    tasks = [t for t in client.read_task_runs(flow_run_filter=this_run) if t.start_time]
+    waited = (run.start_time - run.created).total_seconds() if run.start_time and run.created else 0
+    return {"pick-up and environment": waited} | {
+        task.name.rpartition("-")[0] or task.name: task.total_run_time.total_seconds()
+        for task in sorted(tasks, key=lambda task: str(task.start_time))
+    }
+
+
+def _next_run(client: "SyncPrefectClient", registration: "Registration") -> dt.datetime | None:
+    """Return the next run that the server has scheduled, else the one that it will."""
+    from mlops.scheduler.listing import next_run
+
+    return next_run(client, registration.deployment_id) or registration.next_run
+
+
+def _print_report(report: DemoReport) -> None:
+    rows = {
+        "state": report.state,
+        "accuracy": f"{report.accuracy:.4f}" if report.accuracy is not None else "none was logged",
+        "Prefect run": report.prefect_run,
+        "MLflow run": report.mlflow_run or "none",
+        "model": f"{report.model}  {report.model_url}" if report.model else "none",
+        "artifacts": report.artifacts or "none",
+        "code": report.code,
+        "next run": f"{report.next_run:%Y-%m-%d %H:%M %Z}" if report.next_run else "none",
+        "log in": f"user admin in both; PREFECT_PASSWORD and MLFLOW_ADMIN_PASSWORD in "
+        f"{report.credentials_file}",
+        "look": "./mlops local status, ./mlops local logs",
+        "stop": "./mlops local down  (the data stays)",
+    }
+    print()
+    for note in report.notes:
+        print(f"note: {note}")
+    for name, value in rows.items():
+        print(f"{name:12} {value}")
+    if report.state != COMPLETED:
+        print(f"mlops: the run is {report.state}: {report.message}", file=sys.stderr)

@@ -1,0 +1,205 @@
+"""The flow function, read from its source: name, description and parameter schema.
+
+The user's code is not run. Prefect's own loader takes the schema from a source file, but it
+first executes every import and assignment of that file; it is therefore given a slice of it,
+with only what the function's signature refers to.
+"""
+
+import ast
+import copy
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict
+
+from mlops.errors import MlopsError
+
+FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+
+
+class FlowFunction(BaseModel):
+    """What a deployment needs to know about its function.
+
+    Attributes:
+        entrypoint: `file:function`, relative to the flow folder.
+        flow_name: The flow's name in Prefect.
+        description: The function's docstring.
+        parameter_schema: JSON Schema of its parameters, as Prefect's run form reads it.
+        parameters: Names of its parameters.
+        open_ended: Whether it takes `**kwargs`.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    entrypoint: str
+    flow_name: str
+    description: str | None
+    parameter_schema: dict[str, Any]
+    parameters: tuple[str, ...]
+    open_ended: bool
+
+
+def read_function(folder: Path, file_name: str, function_name: str) -> FlowFunction:
+    """Read the flow function of a folder.
+
+    Args:
+        folder: The flow folder.
+        file_name: Path of the Python file in it.
+        function_name: The function with the `@flow` decorator.
+
+    Raises:
+        MlopsError: The file is not Python, or has no such flow; the message starts with the
+            dotted path in flow.yaml.
+    """
+    path = folder / file_name
+    try:
+        tree = ast.parse(path.read_bytes(), filename=str(path))
+    except (SyntaxError, ValueError) as error:
+        line = f"line {error.lineno}: " if isinstance(error, SyntaxError) else ""
+        raise MlopsError(
+            f"deployment.flow_py_name: {path}: {line}not Python: {getattr(error, 'msg', error)}"
+        ) from error
+    functions = {node.name: node for node in tree.body if isinstance(node, FunctionNode)}
+    flows = [name for name, node in functions.items() if _flow_decorator(node)]
+    function = functions.get(function_name)
+    if function is None or not function.decorator_list:
+        what = "has no @flow decorator" if function else "no such function"
+        raise MlopsError(
+            f"deployment.flow_name: {path}:{function_name}: {what}"
+            + (f"; allowed: {', '.join(flows)}" if flows else "")
+        )
+    schema = _parameter_schema(folder, path, tree, function)
+    signature = function.args
+    arguments = [*signature.posonlyargs, *signature.args, *signature.kwonlyargs]
+    return FlowFunction(
+        entrypoint=f"{Path(file_name).as_posix()}:{function_name}",
+        flow_name=_flow_name(path, function),
+        description=ast.get_docstring(function),
+        parameter_schema=schema,
+        parameters=tuple(argument.arg for argument in arguments),
+        open_ended=signature.kwarg is not None,
+    )
+
+
+def _flow_decorator(function: FunctionNode) -> ast.expr | None:
+    for decorator in function.decorator_list:
+        target = decorator.func if isinstance(decorator, ast.Call) else decorator
+        name = target.attr if isinstance(target, ast.Attribute) else getattr(target, "id", "")
+        if name == "flow":
+            return decorator
+    return None
+
+
+def _flow_name(path: Path, function: FunctionNode) -> str:
+    decorator = _flow_decorator(function)
+    for keyword in decorator.keywords if isinstance(decorator, ast.Call) else []:
+        if keyword.arg != "name":
+            continue
+        try:
+            name = ast.literal_eval(keyword.value)
+        except ValueError:
+            name = None
+        if not isinstance(name, str) or not name:
+            raise MlopsError(
+                f"deployment.flow_name: {path}:{function.name}: the name in @flow is not a "
+                "literal; allowed: text in quotes"
+            )
+        return name
+    return function.name.replace("_", "-")
+
+
+def _parameter_schema(
+    folder: Path, path: Path, tree: ast.Module, function: FunctionNode
+) -> dict[str, Any]:
+    from prefect.utilities.callables import parameter_schema_from_entrypoint
+
+    with (
+        tempfile.TemporaryDirectory(prefix="mlops-signature-") as temporary,
+        _importable(folder, path.parent),
+    ):
+        source = Path(temporary) / path.name
+        source.write_text(ast.unparse(_signature_slice(tree, function)), encoding="utf-8")
+        try:
+            schema = parameter_schema_from_entrypoint(f"{source}:{function.name}")
+        except Exception as error:
+            # Whatever a module that the signature's types come from raises while it is imported.
+            raise MlopsError(
+                f"deployment.flow_name: {path}:{function.name}: its parameters cannot be read: "
+                f"{type(error).__name__}: {error}"
+            ) from error
+    return schema.model_dump(mode="json", exclude_unset=False)
+
+
+def _signature_slice(tree: ast.Module, function: FunctionNode) -> ast.Module:
+    """Return a module with the function's signature and docstring and what these refer to."""
+    bare = copy.copy(function)
+    bare.decorator_list = []
+    bare.body = [*function.body[: bool(ast.get_docstring(function))], ast.Pass()]
+    needed: set[int] = set()
+    wanted = _names_in(bare.args)
+    while wanted:
+        name = wanted.pop()
+        for index, node in enumerate(tree.body):
+            if index not in needed and name in _names_bound_by(node):
+                needed.add(index)
+                if not isinstance(node, ast.Import | ast.ImportFrom):
+                    wanted |= _names_in(node)
+    # `from __future__ import annotations` changes how the signature is read.
+    body = [
+        node
+        for index, node in enumerate(tree.body)
+        if index in needed or (isinstance(node, ast.ImportFrom) and node.module == "__future__")
+    ]
+    return ast.fix_missing_locations(ast.Module(body=[*body, bare], type_ignores=[]))
+
+
+def _names_in(node: ast.AST) -> set[str]:
+    names = {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
+    for child in ast.walk(node):  # annotations in quotes
+        if isinstance(child, ast.Constant) and isinstance(child.value, str):
+            try:
+                quoted = ast.parse(child.value, mode="eval")
+            except (SyntaxError, ValueError):
+                continue
+            names |= {part.id for part in ast.walk(quoted) if isinstance(part, ast.Name)}
+    return names
+
+
+def _names_bound_by(node: ast.stmt) -> set[str]:
+    match node:
+        case ast.Import():
+            return {alias.asname or alias.name.partition(".")[0] for alias in node.names}
+        case ast.ImportFrom():
+            return {alias.asname or alias.name for alias in node.names}
+        case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
+            return {node.name}
+        case ast.Assign():
+            return {name for target in node.targets for name in _names_in(target)}
+        case ast.AnnAssign():
+            return _names_in(node.target)
+        case _:
+            return set()
+
+
+@contextmanager
+def _importable(*folders: Path) -> Iterator[None]:
+    """Let the slice import its siblings, and forget them afterwards.
+
+    Two flows may each have a `models.py`.
+    """
+    path, modules = sys.path.copy(), set(sys.modules)
+    sys.path[:0] = [str(folder) for folder in folders]
+    write_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
+    try:
+        yield
+    finally:
+        sys.path[:] = path
+        sys.dont_write_bytecode = write_bytecode
+        for name in set(sys.modules) - modules:
+            origin = getattr(sys.modules[name], "__file__", None)
+            if origin and any(Path(origin).is_relative_to(folder) for folder in folders):
+                del sys.modules[name]

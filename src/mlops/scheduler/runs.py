@@ -1,0 +1,215 @@
+"""Runs started by hand: parameters from the command line, and following a run as it happens."""
+
+import datetime as dt
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from uuid import UUID
+
+from pydantic import BaseModel, ConfigDict
+
+from mlops.errors import MlopsError, UsageError
+from mlops.scheduler.register import check
+from mlops.scheduler.spec import find_flow_yaml
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.responses import DeploymentResponse
+
+POLL_SECONDS = 0.5
+LATE_AFTER_SECONDS = 20.0
+LOG_PAGE = 200
+# A run sends its last lines when its process ends, shortly after the final state.
+DRAIN_SECONDS = 2.0
+
+
+class LogLine(BaseModel):
+    """One line of a run's Prefect log."""
+
+    model_config = ConfigDict(frozen=True)
+
+    timestamp: dt.datetime
+    level: int
+    message: str
+
+
+class StateChange(BaseModel):
+    """The run is in a new state."""
+
+    model_config = ConfigDict(frozen=True)
+
+    timestamp: dt.datetime
+    name: str
+    message: str
+    is_final: bool
+
+
+class Waiting(BaseModel):
+    """Nobody has picked the run up for a while."""
+
+    model_config = ConfigDict(frozen=True)
+
+    message: str
+
+
+RunEvent = LogLine | StateChange | Waiting
+
+
+def find_deployment(client: "SyncPrefectClient", target: str) -> "DeploymentResponse":
+    """Return the deployment that a user means.
+
+    Args:
+        client: The Prefect server.
+        target: A flow folder, `flow/deployment`, or one of the two names if only one
+            deployment has it.
+
+    Raises:
+        MlopsError: There is none, or more than one.
+    """
+    from prefect.exceptions import ObjectNotFound
+
+    folder = Path(target)
+    if folder.is_dir() and find_flow_yaml(folder):
+        name = check(folder).name
+        try:
+            return client.read_deployment_by_name(name)
+        except ObjectNotFound:
+            raise MlopsError(
+                f"{target}: {name} is not registered", hint=f"mlops flows register {target}"
+            ) from None
+    named = {
+        f"{flow}/{deployment.name}": deployment for flow, deployment in all_deployments(client)
+    }
+    matches = [name for name in named if target == name or target in name.split("/", 1)]
+    if len(matches) != 1:
+        problem = "names more than one deployment" if matches else "no such deployment"
+        choice = ", ".join(sorted(matches or named)) or "none is registered"
+        raise MlopsError(f"{target}: {problem}; allowed: {choice}")
+    return named[matches[0]]
+
+
+def all_deployments(
+    client: "SyncPrefectClient",
+) -> list[tuple[str, "DeploymentResponse"]]:
+    """Return every deployment with its flow's name, sorted by name."""
+    deployments: list[DeploymentResponse] = []
+    while page := client.read_deployments(limit=LOG_PAGE, offset=len(deployments)):
+        deployments += page
+    flows: dict[UUID, str] = {}
+    offset = 0
+    while page_of_flows := client.read_flows(limit=LOG_PAGE, offset=offset):
+        flows |= {flow.id: flow.name for flow in page_of_flows}
+        offset += len(page_of_flows)
+    return sorted(
+        ((flows.get(deployment.flow_id, "?"), deployment) for deployment in deployments),
+        key=lambda pair: (pair[0], pair[1].name),
+    )
+
+
+def parse_parameters(assignments: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
+    """Read `name=value` pairs; a value is JSON unless the schema says that it is text.
+
+    Raises:
+        UsageError: A pair has no `=`, or names no parameter of the flow.
+    """
+    properties: Mapping[str, Any] = schema.get("properties", {})
+    parameters: dict[str, Any] = {}
+    for assignment in assignments:
+        name, separator, text = assignment.partition("=")
+        if not separator:
+            raise UsageError(f"--param {assignment}: allowed: name=value")
+        if properties and name not in properties:
+            raise UsageError(
+                f"--param {name}: the flow has no such parameter; allowed: {', '.join(properties)}"
+            )
+        if properties.get(name, {}).get("type") == "string":
+            parameters[name] = text
+            continue
+        try:
+            parameters[name] = json.loads(text)
+        except json.JSONDecodeError:
+            parameters[name] = text
+    return parameters
+
+
+def start_run(
+    client: "SyncPrefectClient", deployment: "DeploymentResponse", parameters: dict[str, Any]
+) -> "FlowRun":
+    """Ask for a run of a deployment, now."""
+    return client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+
+
+def follow(client: "SyncPrefectClient", flow_run_id: UUID) -> Iterator[RunEvent]:
+    """Yield a run's states and log lines as they come; ends after its final state."""
+    log = _Log(client, flow_run_id)
+    shown: UUID | None = None
+    started = time.monotonic()
+    said_late = False
+    while True:
+        run = client.read_flow_run(flow_run_id)
+        state = run.state
+        final = bool(state and state.is_final())
+        yield from log.new_lines()
+        if final:
+            yield from _drain(log)
+        if state and state.id != shown:
+            shown = state.id
+            yield StateChange(
+                timestamp=state.timestamp,
+                name=state.name or state.type.value.title(),
+                message=state.message or "",
+                is_final=final,
+            )
+        if final:
+            return
+        waited = time.monotonic() - started
+        if state and state.is_scheduled() and waited > LATE_AFTER_SECONDS and not said_late:
+            said_late = True
+            yield Waiting(
+                message=f"not picked up after {waited:.0f} s: is an agent serving work pool "
+                f"{run.work_pool_name!r}, queue {run.work_queue_name!r}?"
+            )
+        time.sleep(POLL_SECONDS)
+
+
+def _drain(log: "_Log") -> Iterator[RunEvent]:
+    """Yield what still comes in, until nothing has for a while."""
+    quiet_since = time.monotonic()
+    while time.monotonic() - quiet_since < DRAIN_SECONDS:
+        for line in log.new_lines():
+            quiet_since = time.monotonic()
+            yield line
+        time.sleep(POLL_SECONDS / 2)
+
+
+class _Log:
+    """A run's log, read in pages; lines may arrive out of order, none is given twice."""
+
+    def __init__(self, client: "SyncPrefectClient", flow_run_id: UUID) -> None:
+        self._client = client
+        self._flow_run_id = flow_run_id
+        self._seen: set[UUID] = set()
+
+    def new_lines(self) -> Iterator[LogLine]:
+        from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
+        from prefect.client.schemas.sorting import LogSort
+
+        only_this_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[self._flow_run_id]))
+        # A line that arrives late sorts before lines that were seen, so one page back is read
+        # again.
+        offset = max(0, len(self._seen) - LOG_PAGE)
+        while page := self._client.read_logs(
+            only_this_run, limit=LOG_PAGE, offset=offset, sort=LogSort.TIMESTAMP_ASC
+        ):
+            for entry in page:
+                if entry.id not in self._seen:
+                    self._seen.add(entry.id)
+                    yield LogLine(
+                        timestamp=entry.timestamp, level=entry.level, message=entry.message
+                    )
+            offset += len(page)
+            if len(page) < LOG_PAGE:
+                return
