@@ -113,5 +113,5 @@ def test_help_names_the_commands_without_heavy_imports() -> None:
         env=os.environ | {"COLUMNS": "100"},
     )
     for command in ("demo", "test", "local", "flows", "lock"):
-        assert f"\n  {command} " in done.stdout
+        assert f"\n  {command}" in done.stdout
     assert "imported: []" in done.stdout
