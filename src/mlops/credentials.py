@@ -112,13 +112,9 @@ def load_or_create_credentials(path: Path) -> Credentials:
 
     Values that are there are never changed. The write is atomic.
     """
-    if not path.exists():
-        credentials = Credentials()
-    else:
-        credentials = load_credentials(path)
-    text = "# Generated. Whoever reads this file owns the platform; keep it at mode 0600.\n" + "".join(
-        f"{name.upper()}={value}\n" for name, value in credentials.model_dump().items()
-    )
+    credentials = load_credentials(path) if path.exists() else Credentials()
+    lines = [f"{name.upper()}={value}\n" for name, value in credentials.model_dump().items()]
+    text = f"# Whoever reads this file owns the platform; keep it at mode 0600.\n{''.join(lines)}"
     if not path.exists() or path.read_text() != text:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
