@@ -125,15 +125,13 @@ def _hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _walk(folder: Path, ignored: pathspec.PathSpec[pathspec.Pattern]) -> Iterator[Path]:
+def _walk(folder: Path, ignored: pathspec.GitIgnoreSpec) -> Iterator[Path]:
     """Yield the files that belong to a folder's bundle, not descending into what is ignored."""
     for entry in sorted(folder.iterdir()):
         yield from _walk_entry(folder, entry, ignored)
 
 
-def _walk_entry(
-    root: Path, entry: Path, ignored: pathspec.PathSpec[pathspec.Pattern]
-) -> Iterator[Path]:
+def _walk_entry(root: Path, entry: Path, ignored: pathspec.GitIgnoreSpec) -> Iterator[Path]:
     relative = entry.relative_to(root).as_posix()
     is_folder = entry.is_dir()
     if ignored.match_file(f"{relative}/" if is_folder else relative):
@@ -155,10 +153,10 @@ def _walk_entry(
         )
 
 
-def _ignored(folder: Path) -> pathspec.PathSpec[pathspec.Pattern]:
+def _ignored(folder: Path) -> pathspec.GitIgnoreSpec:
     ignore_file = folder / IGNORE_FILE_NAME
     lines = ignore_file.read_text().splitlines() if ignore_file.is_file() else []
-    return pathspec.PathSpec.from_lines("gitwildmatch", [*EXCLUSIONS, *lines])
+    return pathspec.GitIgnoreSpec.from_lines([*EXCLUSIONS, *lines])
 
 
 def read_folder(folder: Path, needs: EnvironmentNeeds) -> Manifest:

@@ -6,6 +6,8 @@ from typing import Annotated
 
 import typer
 
+from mlops.errors import MlopsError
+
 app = typer.Typer(no_args_is_help=True, help="The agent: runs flows on this host.")
 
 
@@ -28,6 +30,13 @@ def start(
     from mlops.settings import AgentSettings
 
     settings = AgentSettings.from_environment()
+    try:
+        settings.mlops_cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise MlopsError(
+            f"{settings.mlops_cache_dir}: cannot be made: {error.strerror}",
+            hint="point MLOPS_CACHE_DIR to a folder that the agent may write to",
+        ) from error
     # Read by Prefect when it is imported, which is why the import comes after.
     os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "1.5")
     os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
