@@ -84,10 +84,14 @@ class MlflowSettings(RoleSettings):
     mlflow_tracking_password: SecretStr | None = None
 
 
-class SchedulerSettings(S3Settings, PrefectSettings):
-    """The scheduler: reads flow folders, writes code to S3 and deployments to Prefect."""
+class FlowDirSettings(RoleSettings):
+    """Where the flow folders lie."""
 
     flow_dir: Path = Path("flows")
+
+
+class SchedulerSettings(S3Settings, PrefectSettings, FlowDirSettings):
+    """The scheduler: reads flow folders, writes code to S3 and deployments to Prefect."""
 
 
 class AgentSettings(S3Settings, PrefectSettings, MlflowSettings):
@@ -123,3 +127,88 @@ class AgentSettings(S3Settings, PrefectSettings, MlflowSettings):
     @classmethod
     def _absolute(cls, value: Path) -> Path:
         return value.expanduser().absolute()
+
+
+class ListenSettings(RoleSettings):
+    """Where a server of ours listens, and under which names clients reach it."""
+
+    listen_host: str = "127.0.0.1"
+    listen_port: int = Field(gt=0, lt=65536)
+    # Host names and addresses that the stack answers to, separated by commas.
+    mlops_addresses: Annotated[tuple[str, ...], NoDecode] = ("localhost", "127.0.0.1")
+    mlops_runtime_dir: Path  # files that a server needs at run time; private and writable
+
+    @field_validator("mlops_addresses", mode="before")
+    @classmethod
+    def _split_addresses(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+class DatabaseSettings(RoleSettings):
+    """The PostgreSQL server."""
+
+    postgres_host: str = "127.0.0.1"
+    postgres_port: int = Field(default=5432, gt=0, lt=65536)
+
+
+class PrefectServerSettings(ListenSettings, DatabaseSettings):
+    """The Prefect server itself."""
+
+    prefect_db_password: SecretStr
+    prefect_username: str = "admin"
+    prefect_password: SecretStr
+    prefect_retention_days: int = Field(default=90, gt=0)  # of finished flow runs
+
+
+class MlflowServerSettings(ListenSettings, DatabaseSettings):
+    """The MLflow tracking server itself; its keys for S3 are in the AWS variables."""
+
+    mlflow_db_password: SecretStr
+    mlflow_admin_username: str = "admin"
+    mlflow_admin_password: SecretStr
+    mlflow_flask_server_secret_key: SecretStr
+    aws_endpoint_url_s3: str
+    aws_access_key_id: str
+    aws_secret_access_key: SecretStr
+
+
+class StorageSetupSettings(DatabaseSettings):
+    """The set-up of databases and buckets, which needs the keys of both servers' owners."""
+
+    postgres_password: SecretStr
+    prefect_db_password: SecretStr
+    mlflow_db_password: SecretStr
+    aws_endpoint_url_s3: str
+    minio_root_user: str
+    minio_root_password: SecretStr
+
+
+class PrefectSetupSettings(PrefectSettings):
+    """The set-up of work pools."""
+
+    pool_name: str = "default-agent-pool"
+
+
+class MlflowSetupSettings(RoleSettings):
+    """The set-up of MLflow's users."""
+
+    mlflow_tracking_uri: str
+    mlflow_admin_username: str = "admin"
+    mlflow_admin_password: SecretStr
+    mlflow_agent_password: SecretStr
+    mlflow_experimenter_password: SecretStr
+
+
+class LocalSettings(RoleSettings):
+    """The embedded way: where it keeps everything, and what its user may choose."""
+
+    mlops_home: Path = Path(".mlops")
+    mlops_checkout: Path | None = None  # the checkout that `./mlops` belongs to
+    flow_dir: Path | None = None
+
+    @field_validator("mlops_home", "mlops_checkout", "flow_dir")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        return value.expanduser().absolute() if value else None

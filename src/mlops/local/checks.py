@@ -1,0 +1,76 @@
+"""Whether each service of the embedded platform is well."""
+
+import datetime as dt
+
+from mlops import health
+from mlops.credentials import KeyPair
+from mlops.local.home import HOST, addresses
+from mlops.local.services import Situation
+
+
+def check(name: str, situation: Situation, pid: int) -> None:
+    """Ask a running service whether it is well.
+
+    Args:
+        name: The service.
+        situation: Its platform.
+        pid: Its process.
+
+    Raises:
+        UnhealthyError: It is not.
+    """
+    state, credentials = situation.state, situation.credentials
+    urls = addresses(state.ports)
+    if name == "postgres":
+        health.check_postgres(
+            HOST, state.ports.postgres, "postgres", "postgres", credentials.postgres_password
+        )
+    elif name == "s3":
+        health.check_s3(
+            urls.s3,
+            KeyPair(
+                access_key_id=credentials.minio_root_user,
+                secret_access_key=credentials.minio_root_password,
+            ),
+        )
+    elif name == "prefect":
+        health.check_prefect(
+            urls.prefect, credentials.prefect_username, credentials.prefect_password
+        )
+    elif name == "mlflow":
+        health.check_mlflow(
+            urls.mlflow, credentials.mlflow_admin_username, credentials.mlflow_admin_password
+        )
+    elif name == "agent":
+        _check_agent(situation, pid)
+
+
+def _check_agent(situation: Situation, pid: int) -> None:
+    """Ask Prefect whether a worker has reported since the agent's process was started."""
+    import httpx
+    import psutil
+
+    from mlops.local.services import SERVICES_BY_NAME
+
+    pool = SERVICES_BY_NAME["agent"].environment(situation)["POOL_NAME"]
+    credentials = situation.credentials
+    url = f"{addresses(situation.state.ports).prefect}/api/work_pools/{pool}/workers/filter"
+    try:
+        started = dt.datetime.fromtimestamp(psutil.Process(pid).create_time(), dt.UTC)
+        response = httpx.post(
+            url,
+            json={},
+            auth=(credentials.prefect_username, credentials.prefect_password),
+            timeout=health.TIMEOUT_SECONDS,
+            trust_env=False,
+        )
+        response.raise_for_status()
+        heartbeats = [
+            dt.datetime.fromisoformat(worker["last_heartbeat_time"])
+            for worker in response.json()
+            if worker["last_heartbeat_time"]
+        ]
+    except (httpx.HTTPError, psutil.Error) as error:
+        raise health.UnhealthyError(f"agent: {str(error).split(chr(10), 1)[0]}") from None
+    if not any(heartbeat >= started for heartbeat in heartbeats):
+        raise health.UnhealthyError(f"agent: no worker has reported to the work pool {pool}")
