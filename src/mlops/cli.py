@@ -14,6 +14,7 @@ from pathlib import Path
 
 import typer
 
+from mlops import demo
 from mlops.agent import commands as agent
 from mlops.development import commands as development
 from mlops.errors import MlopsError
@@ -24,6 +25,24 @@ from mlops.server import commands as server
 _BUG = 3
 _INTERRUPTED = 130
 
+
+
+def _use_local_platform(context: typer.Context) -> None:
+    """Flow folders: check, register, list, run.
+
+    On a checkout they go to the embedded platform, unless PREFECT_API_URL names another.
+    """
+    if context.invoked_subcommand == "check" or "PREFECT_API_URL" in os.environ:
+        return
+    from mlops.local.home import client_environment, flow_dir
+    from mlops.settings import LocalSettings
+
+    home = LocalSettings.from_environment().mlops_home
+    os.environ.update(client_environment(home, "scheduler") or {})
+    if folder := flow_dir(home):
+        os.environ.setdefault("FLOW_DIR", folder)
+
+
 app = typer.Typer(
     name="mlops",
     help="A self-hosted machine-learning platform for small teams.",
@@ -32,11 +51,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-app.command("demo")(local.demo)
+app.command("demo")(demo.demo)
 app.command("test", context_settings={"ignore_unknown_options": True})(development.run_checks)
 app.command("lock")(development.lock)
 app.add_typer(local.app, name="local")
-app.add_typer(scheduler.app, name="flows")
+app.add_typer(scheduler.app, name="flows", callback=_use_local_platform)
 app.add_typer(agent.app, name="agent")
 app.add_typer(server.app, name="server")
 

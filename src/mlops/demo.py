@@ -76,7 +76,7 @@ class Steps:
 
 def demo(
     *, as_json: Annotated[bool, typer.Option("--json", help="Print the report as JSON.")] = False
-) -> int:
+) -> None:
     """Start everything, train `flows/digits`, and say where to look; leaves it running."""
     from mlops.local.home import client_environment
     from mlops.local.progress import Progress
@@ -99,7 +99,7 @@ def demo(
         print(report.model_dump_json(indent=2))
     else:
         _print_report(report)
-    return 0 if report.state == COMPLETED else 1
+    raise typer.Exit(0 if report.state == COMPLETED else 1)
 
 
 def _train(folder: Path, started: "Started", steps: Steps) -> DemoReport:

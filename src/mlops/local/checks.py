@@ -7,6 +7,9 @@ from mlops.credentials import KeyPair
 from mlops.local.home import HOST, addresses
 from mlops.local.services import Situation
 
+ANSWERING = frozenset({"postgres", "s3", "prefect", "mlflow", "agent"})
+"""The services that can be asked; of the others only their process is known."""
+
 
 def check(name: str, situation: Situation, pid: int) -> None:
     """Ask a running service whether it is well.

@@ -62,7 +62,7 @@ def _warn(message: str) -> None:
 
 
 @app.command()
-def check(paths: Paths = None, *, as_json: AsJson = False) -> int:
+def check(paths: Paths = None, *, as_json: AsJson = False) -> None:
     """Validate flow folders without talking to any server."""
     from mlops.scheduler.register import check as check_folder
 
@@ -92,11 +92,11 @@ def check(paths: Paths = None, *, as_json: AsJson = False) -> int:
             print(f"{folder}: good ({checked.name})")
     if as_json:
         _print_json(report)
-    return 1 if failed else 0
+    raise typer.Exit(1 if failed else 0)
 
 
 @app.command()
-def register(paths: Paths = None, *, as_json: AsJson = False) -> int:
+def register(paths: Paths = None, *, as_json: AsJson = False) -> None:
     """Upload flow folders and create or update their deployments.
 
     A folder with mistakes is reported, and nothing of it is written; the others are registered.
@@ -123,7 +123,7 @@ def register(paths: Paths = None, *, as_json: AsJson = False) -> int:
                 _print_registration(done[-1])
     if as_json:
         _print_json([registration.model_dump(mode="json") for registration in done])
-    return 1 if failed else 0
+    raise typer.Exit(1 if failed else 0)
 
 
 def _print_registration(done: "Registration") -> None:
@@ -163,7 +163,7 @@ def run(
         list[str] | None, typer.Option(help="name=value; the value is JSON or text. Repeatable.")
     ] = None,
     as_json: AsJson = False,
-) -> int:
+) -> None:
     """Start a run now; with --follow the exit code says whether it completed."""
     from mlops.scheduler import runs
 
@@ -178,7 +178,7 @@ def run(
         if not follow:
             if as_json:
                 _print_json(report)
-            return 0
+            return
         out = sys.stderr if as_json else sys.stdout
         state = None
         try:
@@ -204,7 +204,7 @@ def run(
         _print_json({**report, "state": state.name if state else None, "message": message})
     elif state is not None and not completed:
         print(f"mlops: {flow_run.name}: {state.name}: {state.message}", file=sys.stderr)
-    return 0 if completed else 1
+    raise typer.Exit(0 if completed else 1)
 
 
 @app.command()
