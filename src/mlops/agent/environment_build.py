@@ -1,6 +1,5 @@
 """Builds one environment in one folder: resolve, install, prove that Prefect starts in it."""
 
-import errno
 import re
 import shutil
 import subprocess
@@ -41,7 +40,10 @@ if int(prefect.__version__.split(".")[0]) < 3:
 import prefect.engine, prefect_aws, mlflow
 """
 _HEALTH_CHECK_LIMIT_SECONDS = 300.0
-_LOGGED = re.compile(r"\s*(Building|Built|Downloading|Prepared|Updating|warning:|hint:)\b.*")
+# What uv says that a user wants to know. That it copies where it cannot link is none of it.
+_LOGGED = re.compile(
+    r"\s*(Building |Built |Downloading |Prepared |warning: (?!Failed to hardlink))"
+)
 # The interpreter is found by then: whatever uv would fetch by itself is none of ours.
 _UV_OPTIONS = ("--no-python-downloads", "--no-progress", "--color", "never")
 _PIN = re.compile(r"(?P<name>[\w.-]+)==(?P<version>[^\s;\\]+)")
@@ -50,8 +52,10 @@ _PIN = re.compile(r"(?P<name>[\w.-]+)==(?P<version>[^\s;\\]+)")
 class EnvironmentBuildError(MlopsError):
     """An environment could not be built; `output` is what uv, or the health check, said."""
 
-    def __init__(self, message: str, *, output: str = "", hint: str = "") -> None:
-        super().__init__(f"{message}\n{output}" if output else message, hint=hint)
+    def __init__(self, message: str, *, output: str) -> None:
+        is_full = "os error 28" in output or "Errno 28" in output  # ENOSPC, as uv and Python say it
+        hint = "make room, or lower MLOPS_ENVIRONMENT_CACHE_BYTES" if is_full else ""
+        super().__init__(f"{message}\n{output}", hint=hint)
         self.output = output
 
 
@@ -126,8 +130,8 @@ class EnvironmentBuilder:
         """Build it.
 
         Raises:
-            EnvironmentBuildError: The requirements cannot be resolved or installed, Prefect
-                does not start with them, or the disk is full.
+            EnvironmentBuildError: The requirements cannot be resolved or installed, or Prefect
+                does not start with them.
             EnvironmentBuildCancelledError: `cancel` was set.
         """
         scratch = self.folder / "build"
@@ -146,10 +150,6 @@ class EnvironmentBuilder:
             raise EnvironmentBuildCancelledError(
                 "the build of the environment was stopped"
             ) from None
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            raise self._failure("no space is left on the disk", str(error)) from error
 
     def _source(self, scratch: Path) -> Path:
         """Return the folder in which uv works: the code, or a copy where uv would write into it.
@@ -189,7 +189,7 @@ class EnvironmentBuilder:
         named = self.requirements.names
         if locked:
             named |= _read_pins(locked).keys()
-        flow = [str(Path(self.requirements.file))] if self.requirements.file else []
+        flow = [self.requirements.file] if self.requirements.file else []
         limits = ("-c", str(locked)) if locked else ()
         ours, lock = scratch / "supplied.txt", self.folder / LOCK_NAME
         ours.write_text("".join(f"{line}\n" for line in supplied_requirements(named)))

@@ -158,6 +158,19 @@ class EnvironmentCache:
             EnvironmentBuildCancelledError: `cancel` was set.
             MlopsError: A requirements file or the Python is missing.
         """
+        try:
+            return self._ensure(spec, log, cancel)
+        except OSError as error:
+            raise EnvironmentBuildError(
+                f"{self._root}: the environment cannot be kept here:", output=str(error)
+            ) from error
+
+    def _ensure(
+        self,
+        spec: EnvironmentSpec,
+        log: Callable[[str], None],
+        cancel: threading.Event | None,
+    ) -> Environment:
         for folder in (self._builds, self._leases):
             folder.mkdir(parents=True, exist_ok=True)
         interpreter = self._interpreter(spec.python)
@@ -168,9 +181,9 @@ class EnvironmentCache:
         with self._building(key, log, cancel):
             if found := self._find(key, log):
                 return found
-            self._sweep()
+            self.sweep()
             environment = self._build(key, spec, requirements, interpreter, log=log, cancel=cancel)
-        self._shrink(log)
+        self.shrink(log)
         return environment
 
     @contextlib.contextmanager
@@ -220,6 +233,31 @@ class EnvironmentCache:
                     )
                 )
         return sorted(entries, key=lambda entry: entry.last_used)
+
+    def sweep(self) -> None:
+        """Remove what killed builders left, and builds that were replaced."""
+        for folder in self._builds.glob("*"):
+            key = folder.name.partition("-")[0]
+            with contextlib.suppress(FileNotFoundError), self._exclusive(folder.name) as is_free:
+                record = self._read_record(key)
+                if is_free and (record is None or record.build != folder.name):
+                    self._remove_build(folder)
+            if not self._lease_file(folder.name).exists():
+                shutil.rmtree(folder, ignore_errors=True)
+
+    def shrink(self, log: Callable[[str], None]) -> None:
+        """Remove the least recently used environments until the limit is met."""
+        entries = self.entries()
+        size_bytes = sum(entry.size_bytes for entry in entries)
+        for entry in entries:
+            if size_bytes <= self._limit_bytes:
+                break
+            if time.time() - entry.last_used > _GRACE_SECONDS and self._remove(entry):
+                size_bytes -= entry.size_bytes
+                log(
+                    f"environment {entry.key}: removed, least recently used "
+                    f"({entry.size_bytes / 1e6:.0f} MB)"
+                )
 
     def _interpreter(self, request: str | None) -> Interpreter:
         known = self._interpreters.get(request)
@@ -333,31 +371,6 @@ class EnvironmentCache:
         seconds = time.monotonic() - started
         log(f"environment {key}: built in {seconds:.1f} s, {size_bytes / 1e6:.0f} MB")
         return Environment(key, folder / "bin" / "python", folder, seconds)
-
-    def _sweep(self) -> None:
-        """Remove what killed builders left, and builds that were replaced."""
-        for folder in self._builds.iterdir():
-            key = folder.name.partition("-")[0]
-            with contextlib.suppress(FileNotFoundError), self._exclusive(folder.name) as is_free:
-                record = self._read_record(key)
-                if is_free and (record is None or record.build != folder.name):
-                    self._remove_build(folder)
-            if not self._lease_file(folder.name).exists():
-                shutil.rmtree(folder, ignore_errors=True)
-
-    def _shrink(self, log: Callable[[str], None]) -> None:
-        """Remove the least recently used environments until the limit is met."""
-        entries = self.entries()
-        size_bytes = sum(entry.size_bytes for entry in entries)
-        for entry in entries:
-            if size_bytes <= self._limit_bytes:
-                break
-            if time.time() - entry.last_used > _GRACE_SECONDS and self._remove(entry):
-                size_bytes -= entry.size_bytes
-                log(
-                    f"environment {entry.key}: removed, least recently used "
-                    f"({entry.size_bytes / 1e6:.0f} MB)"
-                )
 
     def _remove(self, entry: CacheEntry) -> bool:
         """Remove an environment unless somebody uses or builds it."""
