@@ -1,25 +1,9 @@
-"""The environments of this host: one for each distinct set of requirements, kept and shared.
-
-Layout of the cache's folder:
-
-    <key>.json               says which build is the environment; replaced atomically, last
-    <key>.lock               held by the one process that builds the key
-    builds/<key>-<random>/   a virtual environment; without a `.json` that names it: unfinished,
-                             or replaced
-    leases/<build>.lock      locked exclusively while the build is made or removed, shared by the
-                             runs that use it; its modification time is the last use
-
-A build never moves (the scripts in `bin/` hold its path) and is never written to by a second
-builder, so whatever a killed builder leaves is only in the way of the disk, until it is swept.
-"""
+"""The environments of this host: one for each distinct set of requirements, kept and shared."""
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import secrets
-import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -27,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import filelock
-from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlops.agent.environment_build import (
     RECIPE,
@@ -36,9 +19,15 @@ from mlops.agent.environment_build import (
     EnvironmentBuildError,
     supplied_requirements,
 )
+from mlops.agent.environment_store import (
+    CacheEntry,
+    EnvironmentGoneError,
+    EnvironmentRecord,
+    EnvironmentStore,
+    measure,
+)
 from mlops.agent.interpreters import Interpreter, find_interpreter
 from mlops.agent.requirements import Requirements, read_requirements
-from mlops.errors import MlopsError
 
 __all__ = [
     "CacheEntry",
@@ -53,10 +42,6 @@ __all__ = [
 # Between `ensure` and `lease` nobody holds an environment; so long it is safe all the same.
 _GRACE_SECONDS = 60.0
 _LOCK_POLL_SECONDS = 0.2
-
-
-class EnvironmentGoneError(MlopsError):
-    """An environment was removed between `ensure` and `lease`; `ensure` makes it again."""
 
 
 @dataclass(frozen=True)
@@ -94,31 +79,6 @@ class Environment:
     seconds: float
 
 
-@dataclass(frozen=True)
-class CacheEntry:
-    """An environment as the cache's list shows it. `last_used` is in seconds since the epoch."""
-
-    key: str
-    folder: Path
-    requirements: str
-    python_version: str
-    size_bytes: int
-    last_used: float
-    in_use: bool
-
-
-class _Record(BaseModel):
-    """The content of `<key>.json`. `files` and `size_bytes` leave out compiled bytecode."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    build: str
-    requirements: str
-    python_version: str
-    files: int
-    size_bytes: int
-
-
 class EnvironmentCache:
     """Builds environments once per host, and keeps them up to a size.
 
@@ -131,9 +91,7 @@ class EnvironmentCache:
     """
 
     def __init__(self, root: Path, *, limit_bytes: int, python_downloads: bool = False) -> None:
-        self._root = root
-        self._builds = root / "builds"
-        self._leases = root / "leases"
+        self._store = EnvironmentStore(root)
         self._limit_bytes = limit_bytes
         self._python_downloads = python_downloads
         self._interpreters: dict[str | None, Interpreter] = {}
@@ -162,7 +120,7 @@ class EnvironmentCache:
             return self._ensure(spec, log, cancel)
         except OSError as error:
             raise EnvironmentBuildError(
-                f"{self._root}: the environment cannot be kept here:", output=str(error)
+                f"{self._store.root}: the environment cannot be kept here:", output=str(error)
             ) from error
 
     def _ensure(
@@ -171,8 +129,7 @@ class EnvironmentCache:
         log: Callable[[str], None],
         cancel: threading.Event | None,
     ) -> Environment:
-        for folder in (self._builds, self._leases):
-            folder.mkdir(parents=True, exist_ok=True)
+        self._store.create()
         interpreter = self._interpreter(spec.python)
         requirements = read_requirements(spec.folder, spec.requirements, interpreter.version)
         key = _key(requirements, interpreter, spec.torch_backend)
@@ -181,7 +138,7 @@ class EnvironmentCache:
         with self._building(key, log, cancel):
             if found := self._find(key, log):
                 return found
-            self.sweep()
+            self._store.sweep()
             environment = self._build(key, spec, requirements, interpreter, log=log, cancel=cancel)
         self.shrink(log)
         return environment
@@ -196,63 +153,25 @@ class EnvironmentCache:
         Raises:
             EnvironmentGoneError: It was removed before.
         """
-        try:
-            descriptor = os.open(self._lease_file(environment.folder.name), os.O_RDWR)
-        except FileNotFoundError:
-            raise EnvironmentGoneError(f"{environment.folder}: was removed") from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
-            if not environment.python.exists():
-                raise EnvironmentGoneError(f"{environment.folder}: was removed")
-            os.utime(descriptor)
+        with self._store.lease(environment.folder) as descriptor:
             yield descriptor
-            os.utime(descriptor)
-        finally:
-            os.close(descriptor)  # never unlocked: a process that inherited it still holds it
 
     def entries(self) -> list[CacheEntry]:
         """List the environments, the least recently used first."""
-        entries = []
-        for path in self._root.glob("*.json"):
-            record = self._read_record(path.stem)
-            if record is None:
-                continue
-            with contextlib.suppress(FileNotFoundError):
-                last_used = self._lease_file(record.build).stat().st_mtime
-                with self._exclusive(record.build) as is_free:
-                    in_use = not is_free
-                entries.append(
-                    CacheEntry(
-                        key=path.stem,
-                        folder=self._builds / record.build,
-                        requirements=record.requirements,
-                        python_version=record.python_version,
-                        size_bytes=record.size_bytes,
-                        last_used=last_used,
-                        in_use=in_use,
-                    )
-                )
-        return sorted(entries, key=lambda entry: entry.last_used)
+        return self._store.entries()
 
     def sweep(self) -> None:
         """Remove what killed builders left, and builds that were replaced."""
-        for folder in self._builds.glob("*"):
-            key = folder.name.partition("-")[0]
-            with contextlib.suppress(FileNotFoundError), self._exclusive(folder.name) as is_free:
-                record = self._read_record(key)
-                if is_free and (record is None or record.build != folder.name):
-                    self._remove_build(folder)
-            if not self._lease_file(folder.name).exists():
-                shutil.rmtree(folder, ignore_errors=True)
+        self._store.sweep()
 
     def shrink(self, log: Callable[[str], None]) -> None:
         """Remove the least recently used environments until the limit is met."""
-        entries = self.entries()
+        entries = self._store.entries()
         size_bytes = sum(entry.size_bytes for entry in entries)
         for entry in entries:
             if size_bytes <= self._limit_bytes:
                 break
-            if time.time() - entry.last_used > _GRACE_SECONDS and self._remove(entry):
+            if time.time() - entry.last_used > _GRACE_SECONDS and self._store.remove(entry):
                 size_bytes -= entry.size_bytes
                 log(
                     f"environment {entry.key}: removed, least recently used "
@@ -268,19 +187,19 @@ class EnvironmentCache:
 
     def _find(self, key: str, log: Callable[[str], None]) -> Environment | None:
         """Return a finished environment that is whole."""
-        record = self._read_record(key)
+        record = self._store.read(key)
         if record is None:
             return None
-        folder = self._builds / record.build
+        folder = self._store.builds / record.build
         if damage := self._damage(folder, record):
             log(f"environment {key}: damaged ({damage}), building it again")
             return None
         with contextlib.suppress(FileNotFoundError):
-            os.utime(self._lease_file(record.build))
+            os.utime(self._store.lease_file(record.build))
             return Environment(key=key, python=folder / "bin" / "python", folder=folder, seconds=0)
         return None
 
-    def _damage(self, folder: Path, record: _Record) -> str:
+    def _damage(self, folder: Path, record: EnvironmentRecord) -> str:
         """Say what is wrong with an environment; empty: nothing that can be seen.
 
         The files are counted once in this process's life (0.1 s for 20,000); a run may add
@@ -288,10 +207,10 @@ class EnvironmentCache:
         """
         if not os.access(folder / "bin" / "python", os.X_OK):
             return "its Python is gone"
-        if not self._lease_file(record.build).exists():
+        if not self._store.lease_file(record.build).exists():
             return "its lock file is gone"
         if record.build not in self._verified:
-            files, size_bytes = _measure(folder)
+            files, size_bytes = measure(folder)
             if files < record.files or size_bytes < record.size_bytes:
                 return "files are missing or cut short"
             self._verified.add(record.build)
@@ -302,7 +221,7 @@ class EnvironmentCache:
         self, key: str, log: Callable[[str], None], cancel: threading.Event | None
     ) -> Iterator[None]:
         """Hold the right to build a key; wait for whoever has it."""
-        lock = filelock.FileLock(self._root / f"{key}.lock", is_singleton=False)
+        lock = self._store.building(key)
         is_told = False
         while True:
             try:
@@ -331,18 +250,12 @@ class EnvironmentCache:
     ) -> Environment:
         """Build an environment, then name it in its record."""
         started = time.monotonic()
-        build = f"{key}-{secrets.token_hex(4)}"
-        folder = self._builds / build
         log(
             f"environment {key}: building for {requirements.label}, Python {interpreter.version}"
             + (f", torch for {spec.torch_backend}" if spec.torch_backend else "")
         )
-        descriptor = os.open(self._lease_file(build), os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            # Before the folder is there, or a sweep could take it for one that was left behind.
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            folder.mkdir()
-            EnvironmentBuilder(
+        with self._store.new_build(key) as (folder, descriptor):
+            builder = EnvironmentBuilder(
                 folder=folder,
                 code=spec.folder,
                 requirements=requirements,
@@ -351,74 +264,21 @@ class EnvironmentCache:
                 log=log,
                 cancel=cancel,
                 descriptors=[descriptor],
-            ).build()
-            files, size_bytes = _measure(folder)
-            record = _Record(
-                build=build,
+            )
+            builder.build()
+            files, size_bytes = measure(folder)
+            record = EnvironmentRecord(
+                build=folder.name,
                 requirements=requirements.label,
                 python_version=interpreter.version,
                 files=files,
                 size_bytes=size_bytes,
             )
-            self._write_record(key, record)
-        except BaseException:
-            shutil.rmtree(folder, ignore_errors=True)
-            self._lease_file(build).unlink(missing_ok=True)
-            raise
-        finally:
-            os.close(descriptor)
-        self._verified.add(build)
+            self._store.write(key, record)
+        self._verified.add(folder.name)
         seconds = time.monotonic() - started
         log(f"environment {key}: built in {seconds:.1f} s, {size_bytes / 1e6:.0f} MB")
-        return Environment(key, folder / "bin" / "python", folder, seconds)
-
-    def _remove(self, entry: CacheEntry) -> bool:
-        """Remove an environment unless somebody uses or builds it."""
-        lock = filelock.FileLock(self._root / f"{entry.key}.lock", is_singleton=False)
-        try:
-            with lock.acquire(timeout=0), self._exclusive(entry.folder.name) as is_free:
-                record = self._read_record(entry.key)
-                if not is_free or record is None or record.build != entry.folder.name:
-                    return False
-                (self._root / f"{entry.key}.json").unlink()
-                self._remove_build(entry.folder)
-        except (filelock.Timeout, FileNotFoundError):
-            return False
-        return True
-
-    def _remove_build(self, folder: Path) -> None:
-        """Remove a build whose lease is held exclusively."""
-        shutil.rmtree(folder, ignore_errors=True)
-        self._lease_file(folder.name).unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _exclusive(self, build: str) -> Iterator[bool]:
-        """Try to lock a build for ourselves; False: somebody uses or makes it."""
-        descriptor = os.open(self._lease_file(build), os.O_RDWR)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
-            os.close(descriptor)
-
-    def _lease_file(self, build: str) -> Path:
-        return self._leases / f"{build}.lock"
-
-    def _read_record(self, key: str) -> _Record | None:
-        """Read a record; one that is unreadable counts as missing and is built over."""
-        try:
-            return _Record.model_validate_json((self._root / f"{key}.json").read_bytes())
-        except (FileNotFoundError, ValidationError):
-            return None
-
-    def _write_record(self, key: str, record: _Record) -> None:
-        temporary = self._root / f".{record.build}.json"
-        temporary.write_text(record.model_dump_json(indent=1))
-        temporary.replace(self._root / f"{key}.json")
+        return Environment(key, builder.python, folder, seconds)
 
 
 def _key(requirements: Requirements, interpreter: Interpreter, torch_backend: str | None) -> str:
@@ -435,19 +295,3 @@ def _key(requirements: Requirements, interpreter: Interpreter, torch_backend: st
         ]
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _measure(folder: Path) -> tuple[int, int]:
-    """Count files and bytes, bytecode left out: a run may add that at any time."""
-    files = size_bytes = 0
-    pending = [str(folder)]
-    while pending:
-        with os.scandir(pending.pop()) as found:
-            for entry in found:
-                if entry.is_dir(follow_symlinks=False):
-                    if entry.name != "__pycache__":
-                        pending.append(entry.path)
-                else:
-                    files += 1
-                    size_bytes += entry.stat(follow_symlinks=False).st_size
-    return files, size_bytes
