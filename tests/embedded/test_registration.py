@@ -154,7 +154,7 @@ def test_mistake_in_one_folder_does_not_stop_the_others(
     [
         ("PREFECT_API_URL", "http://127.0.0.1:9/api", "9/api: the Prefect server does not answer"),
         ("PREFECT_API_AUTH_STRING", "admin:wrong", "the Prefect server refused these credentials"),
-        ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9", "object store at http://127.0.0.1:9 does not answer"),
+        ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9", "at http://127.0.0.1:9 does not answer"),
         ("AWS_SECRET_ACCESS_KEY", "wrong", "refused these S3 credentials"),
         ("PREFECT_API_URL", "{mlflow}/api", "answers, but is no Prefect server"),
     ],

@@ -141,7 +141,11 @@ def list_flows(*, as_json: AsJson = False) -> None:
     if as_json:
         _print_json([row.model_dump(mode="json") for row in rows])
         return
-    table = Table("deployment", "pool/queue", "schedule", "next run", "last run", "code")
+    # Never shortened in a pipe, where the console takes 80 columns for granted.
+    console = Console(width=None if sys.stdout.isatty() else 1000)
+    table = Table("deployment", box=None, pad_edge=False)
+    for column in ("pool/queue", "schedule", "next run", "last run", "code"):
+        table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(
             row.name,
@@ -151,7 +155,7 @@ def list_flows(*, as_json: AsJson = False) -> None:
             row.last_state or "",
             row.version or "",
         )
-    Console().print(table if rows else "no flow is registered")
+    console.print(table if rows else "no flow is registered")
 
 
 @app.command()

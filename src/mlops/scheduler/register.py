@@ -179,7 +179,8 @@ def _deployment_fields(
     content = checked.spec.content
     return {
         "version": content_hash[:VERSION_DIGITS],
-        "description": content.description or checked.function.description,
+        # Not None: Prefect 3.8.8's client makes the word "None" of it.
+        "description": content.description or checked.function.description or "",
         "parameters": content.parameters,
         "tags": sorted(content.tags),
         "work_pool_name": content.deployment.pool_name,

@@ -122,8 +122,9 @@ def parse_parameters(assignments: Sequence[str], schema: Mapping[str, Any]) -> d
         if not separator:
             raise UsageError(f"--param {assignment}: allowed: name=value")
         if properties and name not in properties:
+            known = sorted(properties, key=lambda each: properties[each].get("position", 0))
             raise UsageError(
-                f"--param {name}: the flow has no such parameter; allowed: {', '.join(properties)}"
+                f"--param {name}: the flow has no such parameter; allowed: {', '.join(known)}"
             )
         if properties.get(name, {}).get("type") == "string":
             parameters[name] = text

@@ -1,0 +1,273 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import Platform
+from flow_folders import Servers, wait_for, write_flow
+
+FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+DIGITS = Path(__file__).parents[2] / "flows" / "digits"
+CONTRACT = (
+    "AWS_ACCESS_KEY_ID",
+    "AWS_SECRET_ACCESS_KEY",
+    "AWS_ENDPOINT_URL_S3",
+    "MLFLOW_S3_ENDPOINT_URL",
+    "MLFLOW_BUCKET_NAME",
+    "MLFLOW_TRACKING_URI",
+    "MLFLOW_TRACKING_USERNAME",
+    "MLFLOW_TRACKING_PASSWORD",
+    "PREFECT_API_URL",
+    "PREFECT_API_AUTH_STRING",
+)
+
+
+@pytest.fixture(scope="module")
+def servers(platform: Platform) -> Servers:
+    return Servers(platform)
+
+
+class Runs:
+    """Runs of the flows below one folder, all started at once, and how they ended."""
+
+    def __init__(self, servers: Servers, names: list[str]) -> None:
+        self._servers = servers
+        self._ids = {}
+        for name in names:
+            deployment = servers.deployment(name)
+            response = servers.prefect.post(
+                f"/deployments/{deployment['id']}/create_flow_run",
+                json={"state": {"type": "SCHEDULED"}},
+            )
+            response.raise_for_status()
+            self._ids[name] = response.json()["id"]
+
+    def ended(self, name: str) -> dict[str, Any]:
+        """Wait for a run's end and return it."""
+
+        def read() -> dict[str, Any] | None:
+            run: dict[str, Any] = self._servers.prefect.get(f"/flow_runs/{self._ids[name]}").json()
+            return run if run["state_type"] in FINAL else None
+
+        return wait_for(read, 180) or {}
+
+    def line(self, name: str, text: str) -> str:
+        """Wait for a line with a text in a run's Prefect log, and return it."""
+
+        def read() -> str:
+            lines = self._servers.log(self._ids[name]).splitlines()
+            return next((line for line in lines if text in line), "")
+
+        return wait_for(read, 15)  # the last lines arrive after the final state
+
+
+@pytest.fixture(scope="module")
+def runs(platform: Platform, servers: Servers, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Runs that do all that runs do, well and badly."""
+    root = tmp_path_factory.mktemp("flows")
+    cron = "scheduler:\n  method: cron\n  cron: '* * * * *'\n"
+    write_flow(root / "every-minute", "print('on time')", more=cron)
+    environment = f"print({{name: os.environ.get(name) for name in {CONTRACT!r}}})"
+    write_flow(root / "environment", f"import os; {environment}")
+    write_flow(
+        root / "beside",
+        "import os, helper; print(helper.WORD, open('data.txt').read()); open('new', 'w')",
+        files={"helper.py": "WORD = 'helped'\n", "data.txt": "by data"},
+    )
+    write_flow(root / "raises", "raise ValueError('no good data')")
+    write_flow(root / "exits", "import sys; sys.exit(3)")
+    write_flow(root / "killed", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
+    write_flow(root / "impossible", "pass", files={"requirements.txt": "pandas==0.0.0\n"})
+    write_flow(
+        root / "pinned",
+        "import six; print('six', six.__version__)",
+        files={"requirements.txt": "six==1.15.0\n"},
+    )
+    done = platform.cli("flows", "register", str(root))
+    assert done.returncode == 0, done.stderr
+    return Runs(servers, [p.name for p in sorted(root.iterdir()) if p.name != "every-minute"])
+
+
+def test_run_finds_the_contracts_variables(platform: Platform, runs: Runs) -> None:
+    """A flow finds every variable of the contract, with the agent's own identity."""
+    assert runs.ended("environment")["state_type"] == "COMPLETED"
+    line = runs.line("environment", "{'AWS_")
+    found = json.loads(line.replace("'", '"').replace("None", "null"))
+    assert None not in found.values()
+    assert found["AWS_ACCESS_KEY_ID"] == platform.credentials.agent_s3_access_key_id
+    assert found["MLFLOW_TRACKING_USERNAME"] == "agent"
+
+
+def test_run_sees_its_folder_and_may_write_there(platform: Platform, runs: Runs) -> None:
+    """Modules and data beside the code are found; what a run writes stays out of the cache."""
+    assert runs.ended("beside")["state_type"] == "COMPLETED"
+    assert runs.line("beside", "helped by data")
+    cached = list((platform.home / "agent" / "code").glob("*/new"))
+    assert cached == []
+
+
+def test_exception_fails_the_run_with_its_message(runs: Runs) -> None:
+    """A flow that raises is Failed, and the state says what was raised."""
+    run = runs.ended("raises")
+    assert run["state_type"] == "FAILED"
+    assert "no good data" in run["state"]["message"]
+
+
+def test_exit_is_told(runs: Runs) -> None:
+    """A flow that calls sys.exit(3) is Crashed, and the state says that it exited by itself."""
+    run = runs.ended("exits")
+    assert run["state_type"] == "CRASHED"
+    assert "aborted by Python system exit call" in run["state"]["message"]
+
+
+def test_killed_run_is_crashed_with_the_signal(runs: Runs) -> None:
+    """A run whose process is killed is Crashed, and the state says how it ended."""
+    run = runs.ended("killed")
+    assert run["state_type"] == "CRASHED"
+    assert "-9" in run["state"]["message"]
+
+
+def test_impossible_requirements_fail_with_uvs_message(runs: Runs) -> None:
+    """Requirements that cannot be resolved fail the run, with uv's words in its Prefect log."""
+    run = runs.ended("impossible")
+    assert run["state_type"] == "FAILED"
+    assert "requirements" in run["state"]["message"]
+    assert runs.line("impossible", "pandas==0.0.0")
+
+
+def test_flow_gets_its_own_packages(runs: Runs) -> None:
+    """A flow's pins decide what it imports, whatever the agent has installed."""
+    assert runs.ended("pinned")["state_type"] == "COMPLETED"
+    assert runs.line("pinned", "six 1.15.0")
+
+
+def test_digits_trains_a_model(platform: Platform, servers: Servers, runs: Runs) -> None:
+    """The example ends Completed with a good model in MLflow, its bytes in the object store."""
+    assert runs.ended("pinned")  # the agent has time again
+    registered = platform.cli("flows", "register", str(DIGITS))
+    assert registered.returncode == 0, registered.stderr
+    done = platform.cli(
+        "flows", "run", "digits/daily", "--follow", "--param", "test_size=0.3", timeout_seconds=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert "unseen digits correctly" in done.stdout
+    assert "Completed" in done.stdout
+
+    flow_run_id = done.stdout.split("/runs/flow-run/")[1].split()[0]
+    found = servers.mlflow.post(
+        "/runs/search",
+        json={
+            "experiment_ids": [
+                e["experiment_id"]
+                for e in servers.mlflow.post(
+                    "/experiments/search", json={"max_results": 99}
+                ).json()["experiments"]
+            ],
+            "filter": f"tags.`mlops.prefect_flow_run_id` = '{flow_run_id}'",
+        },
+    ).json()["runs"]
+    (run,) = found
+    metrics = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
+    parameters = {item["key"]: item["value"] for item in run["data"]["params"]}
+    assert run["info"]["status"] == "FINISHED"
+    assert metrics["accuracy"] >= 0.95
+    assert parameters["test_size"] == "0.3"
+
+    bucket, _, prefix = run["info"]["artifact_uri"].removeprefix("s3://").partition("/")
+    picture = servers.read(bucket, f"{prefix}/confusion_matrix.png")
+    assert picture.startswith(b"\x89PNG")
+    versions = servers.mlflow.get(
+        "/model-versions/search", params={"filter": f"run_id = '{run['info']['run_id']}'"}
+    ).json()["model_versions"]
+    assert versions[0]["name"] == "digits"
+    models = servers.objects("mlflow", f"{run['info']['experiment_id']}/models/")
+    assert any(key.endswith("/MLmodel") for key in models)
+    assert any(key.endswith("/input_example.json") for key in models)
+
+
+def test_wrong_parameter_is_refused_before_a_run(platform: Platform, runs: Runs) -> None:
+    """A parameter that the flow does not have, or of the wrong type, starts nothing."""
+    assert runs.ended("pinned")
+    unknown = platform.cli("flows", "run", "digits/daily", "--param", "sise=1")
+    assert unknown.returncode == 2
+    assert "allowed: test_size, c, gamma, seed" in unknown.stderr
+    wrong = platform.cli("flows", "run", "digits/daily", "--param", "seed=many")
+    assert wrong.returncode == 1
+    assert "seed" in wrong.stderr
+    missing = platform.cli("flows", "run", "no-such-flow")
+    assert missing.returncode == 1
+    assert "no such deployment; allowed:" in missing.stderr
+
+
+def test_failed_run_is_told_by_the_exit_code(platform: Platform, runs: Runs) -> None:
+    """`flows run --follow` of a run that fails ends with 1 and the reason."""
+    assert runs.ended("raises")
+    done = platform.cli("flows", "run", "raises", "--follow", "--json")
+    assert done.returncode == 1
+    report = json.loads(done.stdout)
+    assert report["state"] == "Failed"
+    assert "no good data" in report["message"]
+
+
+def test_ordinary_deployment_runs_on_our_agent(platform: Platform, tmp_path: Path) -> None:
+    """A deployment made with `prefect deploy` on the same pool completes."""
+    (tmp_path / "plain.py").write_text(
+        "from prefect import flow\n\n@flow(log_prints=True)\ndef plain():\n    print('plainly')\n"
+    )
+    deploy = [
+        *(sys.executable, "-m", "prefect", "--no-prompt", "deploy", "plain.py:plain"),
+        *("--name", "plain", "--pool", "default-agent-pool"),
+    ]
+    done = subprocess.run(
+        deploy,
+        cwd=tmp_path,
+        env=platform.environment("scheduler") | {"PREFECT_HOME": str(tmp_path / "prefect")},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    ran = platform.cli("flows", "run", "plain/plain", "--follow")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    assert "plainly" in ran.stdout
+
+
+def test_our_deployment_runs_on_an_ordinary_worker(
+    platform: Platform, servers: Servers, tmp_path: Path
+) -> None:
+    """A flow that we registered completes on an unmodified Prefect worker."""
+    folder = write_flow(tmp_path / "portable", "print('anywhere')", pool="another-pool")
+    done = platform.cli("flows", "register", str(folder))
+    assert "work pool 'another-pool' did not exist" in done.stderr
+    runs = Runs(servers, ["portable"])
+    worker = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "prefect",
+            "worker",
+            "start",
+            "--pool",
+            "another-pool",
+            "--run-once",
+        ],
+        cwd=tmp_path,
+        env=platform.environment("agent") | {"PREFECT_HOME": str(tmp_path / "prefect")},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert runs.ended("portable")["state_type"] == "COMPLETED", worker.stdout + worker.stderr
+    assert runs.line("portable", "anywhere")
+
+
+@pytest.mark.usefixtures("runs")
+def test_scheduled_run_completes_unaided(servers: Servers) -> None:
+    """A cron of every minute has scheduled runs, and one completes without anybody's help."""
+    deployment = servers.deployment("every-minute")
+    scheduled = servers.flow_runs(deployment["id"])
+    assert scheduled, "no scheduled run"
+    wait_for(lambda: servers.flow_runs(deployment["id"], types=["COMPLETED"]), 120)
