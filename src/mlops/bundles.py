@@ -22,6 +22,8 @@ from mlops.errors import MlopsError
 from mlops.storage import TRANSFER_THREADS, ObjectNotFoundError, ObjectStore
 
 MANIFEST_NAME = ".mlops-manifest.json"
+# How an ordinary Prefect worker gets the code; ours reads the bucket and the prefix from it.
+PULL_STEP = "prefect_aws.deployments.steps.pull_from_s3"
 IGNORE_FILE_NAME = ".prefectignore"
 # Never .gitignore: DVC lists there the data that a flow may well need.
 EXCLUSIONS = (

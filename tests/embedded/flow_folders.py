@@ -9,7 +9,7 @@ from urllib.parse import quote
 import boto3
 import httpx
 from botocore.config import Config
-from conftest import Platform
+from embedded.conftest import Platform
 
 Answer = TypeVar("Answer")
 FLOW_YAML = """\

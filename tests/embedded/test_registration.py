@@ -3,8 +3,8 @@ import json
 from pathlib import Path
 
 import pytest
-from conftest import Platform, run_cli
-from flow_folders import Servers, wait_for, write_flow
+from embedded.conftest import Platform, run_cli
+from embedded.flow_folders import Servers, wait_for, write_flow
 
 CRON = "scheduler:\n  method: cron\n  timezone: Asia/Taipei\n  cron: '0 9 * * *'\n"
 

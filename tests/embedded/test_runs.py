@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Platform
-from flow_folders import Servers, wait_for, write_flow
+from embedded.conftest import Platform
+from embedded.flow_folders import Servers, wait_for, write_flow
 
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 DIGITS = Path(__file__).parents[2] / "flows" / "digits"
@@ -34,7 +34,7 @@ class Runs:
 
     def __init__(self, servers: Servers, names: list[str]) -> None:
         self._servers = servers
-        self._ids = {}
+        self._ids: dict[str, str] = {}
         for name in names:
             deployment = servers.deployment(name)
             response = servers.prefect.post(

@@ -16,10 +16,11 @@ def mlops(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build the wheel, install it without extras in a clean environment, return its program."""
     folder = tmp_path_factory.mktemp("wheel")
     uv = find_uv()
-    for arguments in (
+    commands: list[list[str | Path]] = [
         ["build", "--wheel", "--out-dir", folder, PROJECT],
         ["venv", "--python", sys.executable, folder / "venv"],
-    ):
+    ]
+    for arguments in commands:
         subprocess.run([uv, *arguments, "--quiet"], check=True, cwd=folder)
     (wheel,) = folder.glob("*.whl")
     subprocess.run(

@@ -13,6 +13,7 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 
 from mlops.bundles import (
+    PULL_STEP,
     EnvironmentNeeds,
     FolderChangedError,
     Manifest,
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.responses import DeploymentResponse
 
-PULL_STEP = "prefect_aws.deployments.steps.pull_from_s3"
 SCHEDULE_SLUG = "flow-yaml"  # marks our schedule among those that people add in the UI
 READ_ATTEMPTS = 3
 VERSION_DIGITS = 12
