@@ -7,7 +7,6 @@ has started is stopped again.
 
 import errno
 import hashlib
-import importlib.metadata
 import os
 import shutil
 import time
@@ -16,6 +15,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from mlops import __version__
 from mlops.credentials import Credentials, load_or_create_credentials
 from mlops.errors import MlopsError
 from mlops.health import UnhealthyError
@@ -31,7 +31,7 @@ from mlops.settings import LocalSettings
 
 HEALTHY_SECONDS = 180.0  # for one service; MLflow's first start migrates its tables
 LEAST_FREE_BYTES = 500 * 10**6
-POLL_SECONDS = 0.05
+POLL_SECONDS = 0.1
 LOG_LINES = 15
 
 Report = Callable[[str, str, float], None]
@@ -197,7 +197,7 @@ def _settle(
 
 def _setup_stamp(credentials: Credentials) -> str:
     """Return what the set-up is made from: with the same stamp there is nothing to converge."""
-    text = f"{importlib.metadata.version('mlops')} {credentials.model_dump_json()}"
+    text = f"{__version__} {credentials.model_dump_json()}"
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -241,13 +241,15 @@ class _Start:
         while len(healthy) < len(SERVICES):
             processes = self._supervisor.processes()
             for service in SERVICES:
-                if service.name in healthy or not healthy.issuperset(service.after):
+                is_ready = healthy.issuperset(service.needs)
+                if service.name in healthy or not (is_ready or service.waits):
                     continue
+                process = processes[service.name]
                 if service.once and self._is_set_up:
                     healthy.add(service.name)
                 elif service.name not in self._began:
-                    self._begin(service, processes[service.name])
-                elif self._is_healthy(service, processes[service.name]):
+                    self._begin(service, process)
+                elif self._is_healthy(service, process, is_ready=is_ready):
                     healthy.add(service.name)
                     took = time.monotonic() - self._began[service.name]
                     if service.name in self._begun:
@@ -266,8 +268,13 @@ class _Start:
             self._supervisor.start_service(service.name)
             self._report(service.name, "starting", 0.0)
 
-    def _is_healthy(self, service: Service, process: dict[str, Any]) -> bool:
+    def _is_healthy(self, service: Service, process: dict[str, Any], *, is_ready: bool) -> bool:
         """Return whether a started service is healthy; if not, it may still become it.
+
+        Args:
+            service: Which.
+            process: What supervisor knows of it.
+            is_ready: Whether what it needs is healthy.
 
         Raises:
             MlopsError: It has failed, or taken too long.
@@ -283,7 +290,9 @@ class _Start:
             raise self._failure(service, "ended and was started again")
         # Supervisor calls a service running when it has lasted a second; a server that answers
         # is healthy at once, and only the ones that cannot be asked are given that second.
-        if process["statename"] == "RUNNING" or service.name in checks.ANSWERING:
+        if not is_ready:
+            problem = f": it waits for {', '.join(service.needs)}"
+        elif process["statename"] == "RUNNING" or service.name in checks.ANSWERING:
             try:
                 checks.check(service.name, self._situation, process["pid"])
             except UnhealthyError as error:

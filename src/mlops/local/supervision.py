@@ -5,7 +5,6 @@ what a killed supervisor leaves behind (`processes.py`).
 """
 
 import http.client
-import importlib.metadata
 import os
 import shlex
 import subprocess
@@ -16,6 +15,7 @@ import xmlrpc.client
 from pathlib import Path
 from typing import Any
 
+from mlops import __version__
 from mlops.errors import MlopsError
 from mlops.local.home import Home, State
 from mlops.local.services import SERVICES, Service
@@ -78,7 +78,7 @@ def write_config(home: Home, state: State) -> None:
 
 def _config(home: Home, state: State) -> str:
     # Named in the file, so that another release's or other ports' configuration differs.
-    version = importlib.metadata.version("mlops")
+    version = __version__
     lines = [
         f"; Written at every start by mlops {version}; ports {tuple(state.ports)}.",
         "[supervisord]",
