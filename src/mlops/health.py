@@ -5,8 +5,14 @@ A plain connection or a stock `/health` is not enough: both Prefect's and MLflow
 while their database is gone.
 """
 
+from functools import cache
+from typing import TYPE_CHECKING
+
 from mlops.credentials import KeyPair
 from mlops.errors import MlopsError
+
+if TYPE_CHECKING:
+    import httpx
 
 TIMEOUT_SECONDS = 5.0
 
@@ -93,7 +99,7 @@ def check_prefect(url: str, username: str, password: str) -> None:
     Raises:
         UnhealthyError: No answer, the login is refused, or the database is gone.
     """
-    _get(f"{url}/api/ready", username, password)
+    ask("GET", f"{url}/api/ready", username, password)
 
 
 def check_mlflow(url: str, username: str, password: str) -> None:
@@ -108,21 +114,41 @@ def check_mlflow(url: str, username: str, password: str) -> None:
         UnhealthyError: No answer, the login is refused, or the database is gone.
     """
     # The default experiment, number 0, is always there: a deleted one can still be read.
-    _get(f"{url}/api/2.0/mlflow/experiments/get?experiment_id=0", username, password)
+    ask("GET", f"{url}/api/2.0/mlflow/experiments/get?experiment_id=0", username, password)
 
 
-def _get(url: str, username: str, password: str) -> None:
+def ask(
+    method: str, url: str, username: str, password: str, *, json: object = None
+) -> "httpx.Response":
+    """Send a request to one of our servers.
+
+    Args:
+        method: Of HTTP.
+        url: Of HTTP.
+        username: A user of the server's.
+        password: Its password.
+        json: The request's body, if it has one.
+
+    Raises:
+        UnhealthyError: No answer, or any other than 200.
+    """
     import httpx
 
     try:
-        # Without the machine's proxy settings: these are our own servers.
-        response = httpx.get(
-            url, auth=(username, password), timeout=TIMEOUT_SECONDS, trust_env=False
-        )
+        response = _client().request(method, url, auth=(username, password), json=json)
     except httpx.HTTPError as error:
         raise UnhealthyError(f"{url}: {_first_line(error) or type(error).__name__}") from None
     if response.status_code != httpx.codes.OK:
         raise UnhealthyError(f"{url}: HTTP {response.status_code}")
+    return response
+
+
+@cache  # making a client takes longer than a question, and checks are asked often
+def _client() -> "httpx.Client":
+    import httpx
+
+    # Without the machine's proxy settings: these are our own servers.
+    return httpx.Client(timeout=TIMEOUT_SECONDS, trust_env=False)
 
 
 def _first_line(error: Exception) -> str:

@@ -34,19 +34,22 @@ class Service(NamedTuple):
 
     Args:
         name: As `status` and `logs` call it.
-        after: The services that must be healthy before it is started.
+        needs: The services that must be healthy before it is started, and outlive it.
         command: Returns its command line, without secrets.
         environment: Returns what it is told, with its own secrets.
         once: A step that ends by itself, with 0 when it is done.
+        waits: It is started at once, and waits itself for what it needs: its imports take
+            seconds, in which the servers start.
         stop_signal: The one that ends it in good order.
         stop_seconds: How long that may take.
     """
 
     name: str
-    after: tuple[str, ...]
+    needs: tuple[str, ...]
     command: Callable[[Situation], list[str]]
     environment: Callable[[Situation], dict[str, str]]
     once: bool = False
+    waits: bool = False
     stop_signal: str = "TERM"
     stop_seconds: int = 20
 
@@ -218,6 +221,7 @@ SERVICES = (
         ("setup-prefect", "setup-mlflow"),
         _mlops("agent", "start"),
         _agent_environment,
+        waits=True,
         stop_seconds=60,
     ),
 )

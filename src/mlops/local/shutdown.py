@@ -98,7 +98,7 @@ def stop_services(
 
 def _needs(name: str) -> set[str]:
     """Return all services that a service needs, directly or not."""
-    direct = set(SERVICES_BY_NAME[name].after)
+    direct = set(SERVICES_BY_NAME[name].needs)
     return direct.union(*(_needs(need) for need in direct))
 
 
