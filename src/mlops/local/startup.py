@@ -288,10 +288,12 @@ class _Start:
             raise self._failure(service, f"ended with exit code {process['exitstatus']}")
         if process["pid"] != self._pids.setdefault(service.name, process["pid"]):
             raise self._failure(service, "ended and was started again")
-        # Supervisor calls a service running when it has lasted a second; a server that answers
-        # is healthy at once, and only the ones that cannot be asked are given that second.
         if not is_ready:
             problem = f": it waits for {', '.join(service.needs)}"
+        elif service.once:
+            problem = ": it is still at work"
+        # Supervisor calls a service running when it has lasted a second; a server that answers
+        # is healthy at once, and only the ones that cannot be asked are given that second.
         elif process["statename"] == "RUNNING" or service.name in checks.ANSWERING:
             try:
                 checks.check(service.name, self._situation, process["pid"])
