@@ -26,7 +26,6 @@ _BUG = 3
 _INTERRUPTED = 130
 
 
-
 def _use_local_platform(context: typer.Context) -> None:
     """Flow folders: check, register, list, run.
 

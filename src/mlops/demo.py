@@ -1,7 +1,6 @@
 """`mlops demo`: the main job from nothing to a trained model, with what to look at afterwards."""
 
 import datetime as dt
-import logging
 import os
 import sys
 import time
@@ -124,7 +123,9 @@ def _train(folder: Path, started: "Started", steps: Steps) -> DemoReport:
                 if isinstance(event, runs.StateChange):
                     last = event
                     show(event.name)
-                elif not isinstance(event, runs.LogLine) or event.level >= logging.INFO:
+                elif isinstance(event, runs.LogLine):
+                    show(str(event))
+                else:
                     show(event.message)
         for name, seconds in _run_steps(client, flow_run.id).items():
             steps.add(f"  {name}", seconds)

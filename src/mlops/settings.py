@@ -207,6 +207,7 @@ class LocalSettings(RoleSettings):
     mlops_home: Path = Path(".mlops")
     mlops_checkout: Path | None = None  # the checkout that `./mlops` belongs to
     flow_dir: Path | None = None
+    pool_name: str | None = None
 
     @field_validator("mlops_home", "mlops_checkout", "flow_dir")
     @classmethod

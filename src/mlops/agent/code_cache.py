@@ -1,8 +1,10 @@
 """Code on this host: bundles by hash, verified once, read-only, shared by every run."""
 
 import contextlib
+import errno
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +22,8 @@ from mlops.bundles import (
 from mlops.errors import MlopsError
 from mlops.storage import ObjectStore
 
+ABANDONED_AFTER_SECONDS = 14 * 24 * 3600
+
 
 class CodeCache:
     """Bundles that were downloaded, one folder each.
@@ -32,6 +36,7 @@ class CodeCache:
     """
 
     def __init__(self, root: Path) -> None:
+        self.root = root
         self._bundles = root / "code"
         self._views = root / "runs"
 
@@ -61,12 +66,7 @@ class CodeCache:
                 target.mkdir()
                 download(store, prefix, manifest, target)
                 (target / MANIFEST_NAME).write_bytes(manifest.to_bytes())
-                _set_writable(target, writable=False)
-                # ENOTEMPTY: another agent was quicker, and its copy was verified like ours.
-                with contextlib.suppress(FileExistsError, OSError):
-                    target.rename(folder)
-                if target.exists():
-                    _set_writable(target, writable=True)
+                _move(target, folder)
         except OSError as error:
             raise MlopsError(
                 f"{self._bundles}: the code cannot be stored: {error.strerror}",
@@ -76,6 +76,17 @@ class CodeCache:
         if cached is None:
             raise MlopsError(f"{folder}: the code could not be put in place")
         return folder, cached
+
+    def sweep(self) -> None:
+        """Remove the private views that agents left behind when they were killed.
+
+        Only old ones: the run of a killed agent may go on in its view.
+        """
+        oldest = time.time() - ABANDONED_AFTER_SECONDS
+        for view in self._views.glob("run-*"):
+            with contextlib.suppress(FileNotFoundError):
+                if view.stat().st_mtime < oldest:
+                    shutil.rmtree(view, ignore_errors=True)
 
     @contextmanager
     def private_view(self, bundle: Path, parent: Path | None = None) -> Iterator[Path]:
@@ -112,6 +123,18 @@ def _read_cached(folder: Path, content_hash: str) -> Manifest | None:
         _set_writable(folder, writable=True)
         shutil.rmtree(folder)
     return None
+
+
+def _move(source: Path, target: Path) -> None:
+    """Put a folder in place, read-only; keep the one that another agent put there first."""
+    try:
+        source.rename(target)
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+            raise
+        return
+    # After the move: a folder that is read-only cannot be moved.
+    _set_writable(target, writable=False)
 
 
 def _set_writable(folder: Path, *, writable: bool) -> None:

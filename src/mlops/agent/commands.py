@@ -2,6 +2,7 @@
 
 import os
 import sys
+import tempfile
 from typing import Annotated
 
 import typer
@@ -30,16 +31,18 @@ def start(
     from mlops.settings import AgentSettings
 
     settings = AgentSettings.from_environment()
+    temporary = settings.mlops_cache_dir / "tmp"
     try:
-        settings.mlops_cache_dir.mkdir(parents=True, exist_ok=True)
+        temporary.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MlopsError(
             f"{settings.mlops_cache_dir}: cannot be made: {error.strerror}",
             hint="point MLOPS_CACHE_DIR to a folder that the agent may write to",
         ) from error
+    # Prefect keeps /tmp/runner_storage, which would be shared with agents of other users.
+    tempfile.tempdir = str(temporary)
     # Read by Prefect when it is imported, which is why the import comes after.
     os.environ.setdefault("PREFECT_WORKER_QUERY_SECONDS", "1.5")
-    os.environ.setdefault("PREFECT_LOGGING_TO_API_WHEN_MISSING_FLOW", "ignore")
     from mlops.agent.service import serve
 
     serve(

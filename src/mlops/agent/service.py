@@ -42,6 +42,7 @@ def serve(
         name=name or f"agent-{socket.gethostname()}-{os.getpid()}",
         limit=limit or os.cpu_count(),
     )
+    agent.sweep()
     setup_signal_handlers_worker(os.getpid(), "the agent", printer)
     anyio.run(partial(agent.start, printer=printer))
 

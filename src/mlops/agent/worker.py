@@ -74,6 +74,11 @@ class Agent(ProcessWorker):
     job_configuration = AgentJobConfiguration
     _display_name = "mlops agent"
 
+    @classmethod
+    def __dispatch_key__(cls) -> str:
+        """Leave Prefect's own process worker in its registry under `process`."""
+        return "mlops-agent"
+
     def __init__(self, settings: AgentSettings, **options: Any) -> None:
         super().__init__(
             work_pool_name=settings.pool_name,
@@ -87,6 +92,11 @@ class Agent(ProcessWorker):
             limit_bytes=settings.mlops_environment_cache_bytes,
             python_downloads=settings.mlops_python_downloads,
         )
+
+    def sweep(self) -> None:
+        """Remove what killed agents left in the caches."""
+        self._code.sweep()
+        self._environments.sweep()
 
     async def run(
         self,

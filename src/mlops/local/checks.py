@@ -63,9 +63,7 @@ def _check_agent(situation: Situation, pid: int) -> None:
     """Ask Prefect whether a worker has reported since the agent's process was started."""
     import psutil
 
-    from mlops.local.services import SERVICES_BY_NAME
-
-    pool = SERVICES_BY_NAME["agent"].environment(situation)["POOL_NAME"]
+    pool = situation.state.pool_name
     url = f"{addresses(situation.state.ports).prefect}/api/work_pools/{pool}/workers/filter"
     credentials = situation.credentials
     workers = health.ask(

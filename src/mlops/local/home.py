@@ -40,6 +40,7 @@ class State(NamedTuple):
         path: Where the home was at its last start, to tell a moved home from a copied one.
         ports: The servers' ports.
         flow_dir: The folder of flow folders that the scheduler watches.
+        pool_name: The work pool that the agent serves.
         postgres_folder: Where the database's data and, if copied, its programs are.
         postgres_programs: The folder of `postgres` and `initdb`.
         postgres_account: The user that PostgreSQL runs as; empty: the one who starts it.
@@ -51,6 +52,7 @@ class State(NamedTuple):
     path: str
     ports: Ports = Ports()
     flow_dir: str = ""
+    pool_name: str = "default-agent-pool"
     postgres_folder: str = ""
     postgres_programs: str = ""
     postgres_account: str = ""

@@ -155,7 +155,7 @@ def _setup_prefect_environment(situation: Situation) -> dict[str, str]:
     return {
         "PREFECT_API_URL": f"{addresses(situation.state.ports).prefect}/api",
         "PREFECT_API_AUTH_STRING": situation.credentials.prefect_auth_string,
-        "POOL_NAME": os.environ.get("POOL_NAME", "default-agent-pool"),
+        "POOL_NAME": situation.state.pool_name,
     }
 
 
@@ -181,7 +181,7 @@ def _scheduler_environment(situation: Situation) -> dict[str, str]:
 def _agent_environment(situation: Situation) -> dict[str, str]:
     home, state, credentials = situation
     return role_environment("agent", credentials, addresses(state.ports)) | {
-        "POOL_NAME": os.environ.get("POOL_NAME", "default-agent-pool"),
+        "POOL_NAME": state.pool_name,
         "MLOPS_CACHE_DIR": str(home.agent),
         "PREFECT_HOME": str(home.agent / "prefect"),
     }

@@ -87,8 +87,11 @@ def _start(home: Home, settings: LocalSettings, report: Report) -> Started:
     credentials = load_or_create_credentials(home.credentials_file)
     supervisor = Supervisor(home, Path(state.control_socket or home.run / "control"))
     was_up = supervisor.is_up()
-    watched = state.flow_dir if was_up else ""
-    state = state._replace(flow_dir=_choose_flow_dir(home, settings, watched))
+    before = state
+    state = state._replace(
+        flow_dir=_choose_flow_dir(home, settings, before.flow_dir if was_up else ""),
+        pool_name=settings.pool_name or state.pool_name,
+    )
     if was_up and not supervision.is_configured(home, state):
         notes.append("another release or folder: everything was restarted")
         stop_everything(home, state, lambda _name: None)
@@ -101,12 +104,12 @@ def _start(home: Home, settings: LocalSettings, report: Report) -> Started:
         supervisor = Supervisor(home, Path(state.control_socket))
     home.save_state(state)
     situation = Situation(home, state, credentials)
-    stamp = _setup_stamp(credentials)
+    stamp = _setup_stamp(state, credentials)
     is_set_up = state.setup_stamp == stamp
     begun: list[str] = []
     try:
-        if was_up and watched != state.flow_dir:
-            stop_services(supervisor, ["scheduler"], lambda _name: None)
+        if was_up:
+            stop_services(supervisor, _told_otherwise(before, state), lambda _name: None)
         if not was_up:
             supervisor.start(supervision.service_environment(dict(os.environ), home, state))
         seconds = _Start(situation, supervisor, report, is_set_up=is_set_up, begun=begun).run()

@@ -33,6 +33,7 @@ FOREIGN_PREFIXES = (
 )
 LONGEST_SOCKET_PATH = 100  # bytes; the system's limit is 107, and supervisor adds a suffix
 START_SECONDS = 15.0
+ALREADY_STARTED, NOT_RUNNING = 60, 70  # of supervisor.xmlrpc.Faults
 
 
 def choose_socket(home: Home, state: State) -> Path:
@@ -153,6 +154,14 @@ class Supervisor:
         )
         return getattr(proxy.supervisor, method)(*arguments)
 
+    def _call_unless(self, harmless_fault: int, method: str, name: str) -> None:
+        """Ask for something, without waiting for it, that may be so already."""
+        try:
+            self._call(method, name, False)
+        except xmlrpc.client.Fault as fault:
+            if fault.faultCode != harmless_fault:
+                raise
+
     def is_up(self) -> bool:
         """Return whether a supervisor answers."""
         if not self._socket.exists():
@@ -204,16 +213,12 @@ class Supervisor:
         return {info["name"]: info for info in self._call("getAllProcessInfo")}
 
     def start_service(self, name: str) -> None:
-        """Start a service that is not running."""
-        self._call("startProcess", name, False)
+        """Start a service; one that is about to be started again is left alone."""
+        self._call_unless(ALREADY_STARTED, "startProcess", name)
 
     def stop_service(self, name: str) -> None:
         """Ask a service to end; one that is not running is left alone."""
-        try:
-            self._call("stopProcess", name, False)
-        except xmlrpc.client.Fault as fault:
-            if fault.faultCode != 70:  # noqa: PLR2004  # supervisor.xmlrpc.Faults.NOT_RUNNING
-                raise
+        self._call_unless(NOT_RUNNING, "stopProcess", name)
 
     def shut_down(self) -> None:
         """Ask the supervisor to end what still runs and itself."""

@@ -190,7 +190,7 @@ def run(
                 if isinstance(event, runs.LogLine):
                     level = _LEVEL_NAMES.get(event.level, str(event.level))
                     print(
-                        f"{event.timestamp.astimezone():%H:%M:%S} {level:5} {event.message}",
+                        f"{event.timestamp.astimezone():%H:%M:%S} {level:5} {event}",
                         file=out,
                     )
                 elif isinstance(event, runs.StateChange):

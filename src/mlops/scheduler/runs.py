@@ -27,13 +27,17 @@ DRAIN_SECONDS = 2.0
 
 
 class LogLine(BaseModel):
-    """One line of a run's Prefect log."""
+    """One line of a run's Prefect log; `task` is the task run's name, if it comes from one."""
 
     model_config = ConfigDict(frozen=True)
 
     timestamp: dt.datetime
     level: int
     message: str
+    task: str | None = None
+
+    def __str__(self) -> str:
+        return f"{self.task}: {self.message}" if self.task else self.message
 
 
 class StateChange(BaseModel):
@@ -193,6 +197,7 @@ class _Log:
         self._client = client
         self._flow_run_id = flow_run_id
         self._seen: set[UUID] = set()
+        self._tasks: dict[UUID, str] = {}
 
     def new_lines(self) -> Iterator[LogLine]:
         from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
@@ -209,8 +214,23 @@ class _Log:
                 if entry.id not in self._seen:
                     self._seen.add(entry.id)
                     yield LogLine(
-                        timestamp=entry.timestamp, level=entry.level, message=entry.message
+                        timestamp=entry.timestamp,
+                        level=entry.level,
+                        message=entry.message,
+                        task=self._task_name(entry.task_run_id),
                     )
             offset += len(page)
             if len(page) < LOG_PAGE:
                 return
+
+    def _task_name(self, task_run_id: UUID | None) -> str | None:
+        from prefect.exceptions import ObjectNotFound
+
+        if task_run_id is None:
+            return None
+        if task_run_id not in self._tasks:
+            try:
+                self._tasks[task_run_id] = self._client.read_task_run(task_run_id).name
+            except ObjectNotFound:  # its record arrives after its first lines
+                return str(task_run_id)
+        return self._tasks[task_run_id]

@@ -55,13 +55,9 @@ def test_s3_server_knows_root_and_every_role(situation: Situation) -> None:
     ]
 
 
-def test_agent_serves_the_callers_pool(
-    situation: Situation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """POOL_NAME given to `up` wins over the usual pool, in the set-up and in the agent."""
-    monkeypatch.delenv("POOL_NAME", raising=False)
-    assert SERVICES_BY_NAME["agent"].environment(situation)["POOL_NAME"] == "default-agent-pool"
-    monkeypatch.setenv("POOL_NAME", "gpus")
+def test_agent_serves_the_platforms_pool(situation: Situation) -> None:
+    """The set-up makes the pool that the agent serves."""
+    situation = situation._replace(state=situation.state._replace(pool_name="gpus"))
     for name in ("agent", "setup-prefect"):
         assert SERVICES_BY_NAME[name].environment(situation)["POOL_NAME"] == "gpus"
 
