@@ -11,31 +11,24 @@ import os
 import shutil
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from mlops import __version__
 from mlops.credentials import Credentials, load_or_create_credentials
 from mlops.errors import MlopsError
-from mlops.health import UnhealthyError
-from mlops.local import checks, postgres, supervision
+from mlops.local import postgres, supervision
 from mlops.local.home import Home, Ports, State
 from mlops.local.lock import exclusive
 from mlops.local.ports import choose_ports
 from mlops.local.processes import end_processes
-from mlops.local.services import SERVICES, Service, Situation
+from mlops.local.sequence import Report, StartSequence
+from mlops.local.services import Situation
 from mlops.local.shutdown import stop_everything, stop_services
 from mlops.local.supervision import Supervisor
 from mlops.settings import LocalSettings
 
-HEALTHY_SECONDS = 180.0  # for one service; MLflow's first start migrates its tables
 LEAST_FREE_BYTES = 500 * 10**6
-POLL_SECONDS = 0.1
-LOG_LINES = 15
-
-Report = Callable[[str, str, float], None]
-"""Called with a service, what became of it, and the seconds that it took."""
 
 
 class Started(NamedTuple):
@@ -83,13 +76,13 @@ def _start(home: Home, settings: LocalSettings, report: Report) -> Started:
             f"{home.path}: only {free // 10**6} MB are free on this disk",
             hint=f"make room ({LEAST_FREE_BYTES // 10**6} MB at least), or set MLOPS_HOME",
         )
-    state, notes = _identify(home)
+    state, notes = identify(home)
     credentials = load_or_create_credentials(home.credentials_file)
     supervisor = Supervisor(home, Path(state.control_socket or home.run / "control"))
     was_up = supervisor.is_up()
     before = state
     state = state._replace(
-        flow_dir=_choose_flow_dir(home, settings, before.flow_dir if was_up else ""),
+        flow_dir=choose_flow_dir(home, settings, before.flow_dir if was_up else ""),
         pool_name=settings.pool_name or state.pool_name,
     )
     if was_up and not supervision.is_configured(home, state):
@@ -110,9 +103,11 @@ def _start(home: Home, settings: LocalSettings, report: Report) -> Started:
     try:
         if was_up:
             stop_services(supervisor, _told_otherwise(before, state), lambda _name: None)
-        if not was_up:
+        else:
             supervisor.start(supervision.service_environment(dict(os.environ), home, state))
-        seconds = _Start(situation, supervisor, report, is_set_up=is_set_up, begun=begun).run()
+        seconds = StartSequence(
+            situation, supervisor, report, is_set_up=is_set_up, begun=begun
+        ).run()
     except BaseException:  # Ctrl-C too: nothing that this start began is left behind
         if was_up:
             stop_services(supervisor, begun, lambda _name: None)
@@ -123,8 +118,18 @@ def _start(home: Home, settings: LocalSettings, report: Report) -> Started:
     return Started(situation, seconds, notes)
 
 
-def _identify(home: Home) -> tuple[State, list[str]]:
-    """Return the platform's state, new for a new or copied home."""
+def identify(home: Home) -> tuple[State, list[str]]:
+    """Return a platform's state before a start: kept, or new for a new or copied home.
+
+    Args:
+        home: The platform's folder.
+
+    Returns:
+        The state, and what the user should know about it.
+
+    Raises:
+        MlopsError: The home is a copy, and its database was not copied with it.
+    """
     state, here = home.load_state(), str(home.path)
     if state is None:
         return State(instance=uuid.uuid4().hex, path=here), []
@@ -144,11 +149,16 @@ def _identify(home: Home) -> tuple[State, list[str]]:
     return copied, [f"a copy of {state.path}: it runs beside it"]
 
 
-def _choose_flow_dir(home: Home, settings: LocalSettings, watched: str) -> str:
+def choose_flow_dir(home: Home, settings: LocalSettings, watched: str) -> str:
     """Return the folder of flow folders: the one asked for, the one watched, or the usual one.
 
     The usual one is the checkout's `flows/`, of `./mlops` or of the code that runs; without a
     checkout the home has one of its own.
+
+    Args:
+        home: The platform's folder.
+        settings: What the user asks for.
+        watched: The folder that a running scheduler watches; empty: none.
 
     Raises:
         MlopsError: The folder asked for does not exist.
@@ -198,123 +208,15 @@ def _settle(
     return state
 
 
-def _setup_stamp(credentials: Credentials) -> str:
+def _told_otherwise(before: State, state: State) -> list[str]:
+    """Return the services whose environment has changed."""
+    services = {"scheduler": "flow_dir", "agent": "pool_name"}
+    return [
+        name for name, field in services.items() if getattr(before, field) != getattr(state, field)
+    ]
+
+
+def _setup_stamp(state: State, credentials: Credentials) -> str:
     """Return what the set-up is made from: with the same stamp there is nothing to converge."""
-    text = f"{__version__} {credentials.model_dump_json()}"
+    text = f"{__version__} {state.pool_name} {credentials.model_dump_json()}"
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-class _Start:
-    """Starts services as soon as what they need is healthy, and waits for all of them.
-
-    Args:
-        situation: The platform.
-        supervisor: Starts them.
-        report: Told when a service starts and when it is healthy.
-        is_set_up: Whether the steps that are done once can be left out.
-        begun: Filled with the names of what is started here.
-    """
-
-    def __init__(
-        self,
-        situation: Situation,
-        supervisor: Supervisor,
-        report: Report,
-        *,
-        is_set_up: bool,
-        begun: list[str],
-    ) -> None:
-        self._situation = situation
-        self._supervisor = supervisor
-        self._report = report
-        self._is_set_up = is_set_up
-        self._begun = begun
-        self._began: dict[str, float] = {}
-        self._log_offsets: dict[str, int] = {}
-        self._pids: dict[str, int] = {}
-
-    def run(self) -> dict[str, float]:
-        """Return the seconds that each service that was started here took, by name.
-
-        Raises:
-            MlopsError: A service fails, or takes too long.
-        """
-        seconds: dict[str, float] = {}
-        healthy: set[str] = set()
-        while len(healthy) < len(SERVICES):
-            processes = self._supervisor.processes()
-            for service in SERVICES:
-                is_ready = healthy.issuperset(service.needs)
-                if service.name in healthy or not (is_ready or service.waits):
-                    continue
-                process = processes[service.name]
-                if service.once and self._is_set_up:
-                    healthy.add(service.name)
-                elif service.name not in self._began:
-                    self._begin(service, process)
-                elif self._is_healthy(service, process, is_ready=is_ready):
-                    healthy.add(service.name)
-                    took = time.monotonic() - self._began[service.name]
-                    if service.name in self._begun:
-                        seconds[service.name] = took
-                    self._report(service.name, "done" if service.once else "healthy", took)
-            time.sleep(POLL_SECONDS)
-        return seconds
-
-    def _begin(self, service: Service, process: dict[str, Any]) -> None:
-        """Start a service unless it runs already."""
-        self._began[service.name] = time.monotonic()
-        log = self._situation.home.log(service.name)
-        self._log_offsets[service.name] = log.stat().st_size if log.exists() else 0
-        if process["statename"] not in ("RUNNING", "STARTING"):
-            self._begun.append(service.name)
-            self._supervisor.start_service(service.name)
-            self._report(service.name, "starting", 0.0)
-
-    def _is_healthy(self, service: Service, process: dict[str, Any], *, is_ready: bool) -> bool:
-        """Return whether a started service is healthy; if not, it may still become it.
-
-        Args:
-            service: Which.
-            process: What supervisor knows of it.
-            is_ready: Whether what it needs is healthy.
-
-        Raises:
-            MlopsError: It has failed, or taken too long.
-        """
-        problem = ""
-        if process["statename"] in ("BACKOFF", "FATAL", "UNKNOWN"):
-            raise self._failure(service, "ends as soon as it is started")
-        if process["statename"] == "EXITED":
-            if service.once and process["exitstatus"] == 0:
-                return True
-            raise self._failure(service, f"ended with exit code {process['exitstatus']}")
-        if process["pid"] != self._pids.setdefault(service.name, process["pid"]):
-            raise self._failure(service, "ended and was started again")
-        if not is_ready:
-            problem = f": it waits for {', '.join(service.needs)}"
-        elif service.once:
-            problem = ": it is still at work"
-        # Supervisor calls a service running when it has lasted a second; a server that answers
-        # is healthy at once, and only the ones that cannot be asked are given that second.
-        elif process["statename"] == "RUNNING" or service.name in checks.ANSWERING:
-            try:
-                checks.check(service.name, self._situation, process["pid"])
-            except UnhealthyError as error:
-                problem = f": {error.message}"
-            else:
-                return True
-        if time.monotonic() - self._began[service.name] > HEALTHY_SECONDS:
-            raise self._failure(service, f"is not healthy after {HEALTHY_SECONDS:.0f} s{problem}")
-        return False
-
-    def _failure(self, service: Service, what: str) -> MlopsError:
-        """Return an error with what the service has said since it was started here."""
-        log = self._situation.home.log(service.name)
-        said = log.read_bytes() if log.exists() else b""
-        offset = self._log_offsets[service.name]
-        lines = said[offset if offset <= len(said) else 0 :].decode(errors="replace").splitlines()
-        return MlopsError(
-            "\n    ".join([f"{service.name} {what}; the end of its log:", *lines[-LOG_LINES:]]),
-            hint=f"the whole log is {log}",
-        )

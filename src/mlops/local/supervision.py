@@ -1,6 +1,6 @@
 """The supervisor: its configuration, its start, and what is asked of it.
 
-Supervisor restarts what dies. Start order and health are ours (`startup.py`), and so is ending
+Supervisor restarts what dies. Start order and health are ours (`sequence.py`), and so is ending
 what a killed supervisor leaves behind (`processes.py`).
 """
 
