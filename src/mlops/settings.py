@@ -28,15 +28,18 @@ class RoleSettings(BaseSettings):
         try:
             return cls(**{name: value for name, value in overrides.items() if value is not None})
         except ValidationError as error:
-            lines = [
-                f"{str(problem['loc'][0]).upper()}: "
-                + ("not set" if problem["type"] == "missing" else problem["msg"])
-                for problem in error.errors()
-            ]
-            raise MlopsError(
-                "the environment does not say where the platform is:\n  " + "\n  ".join(lines),
-                hint="start the platform here with `./mlops local up`, or set these variables",
-            ) from None
+            problems = error.errors()
+            lines = [f"{str(each['loc'][0]).upper()}: {_explain(each)}" for each in problems]
+            hint = ""
+            if any(each["type"] == "missing" for each in problems):
+                hint = "start the platform here with `./mlops local up`, or set these variables"
+            raise MlopsError("\n  ".join(["wrong environment:", *lines]), hint=hint) from None
+
+
+def _explain(problem: Any) -> str:
+    if problem["type"] == "missing":
+        return "not set"
+    return str(problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"])
 
 
 class CheckoutSettings(RoleSettings):

@@ -44,7 +44,9 @@ def serve(
     )
     agent.sweep()
     setup_signal_handlers_worker(os.getpid(), "the agent", printer)
-    anyio.run(partial(agent.start, printer=printer))
+    # Prefect turns the first SIGTERM into an interrupt, which lets the worker end in good order.
+    with contextlib.suppress(KeyboardInterrupt):
+        anyio.run(partial(agent.start, printer=printer))
 
 
 def _ensure_pool_and_queue(settings: AgentSettings) -> None:
