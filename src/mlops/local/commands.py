@@ -12,10 +12,6 @@ app = typer.Typer(no_args_is_help=True, help="The whole platform on this machine
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 
 
-def demo() -> None:
-    """Start everything, train `flows/digits`, and say where to look."""
-
-
 @app.command()
 def up(as_json: Json = False) -> None:
     """Start what is not running and wait until everything is healthy."""
