@@ -12,8 +12,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from embedded import Platform, free_ports, open_folder, own_platform
 from measure import Findings, Measure, Ratio, announce, compare, run_bench, wait_until
+from platform_under_test import Platform, free_ports, open_folder, own_platform
 from stock import StockServers, mlflow_is_ready, prefect_is_ready, stock_postgres, stock_servers
 
 from mlops.local.home import HOST

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-from embedded import Platform, open_folder, own_platform
 from measure import Findings, Measure, announce, compare, run_bench, wait_until
+from platform_under_test import Platform, open_folder, own_platform
 from stock import StockServers, mlflow_is_ready, platform_cluster, stock_servers
 
 LIMIT_ADMIN = 1.3

@@ -12,8 +12,8 @@ import random
 import time
 from typing import TYPE_CHECKING
 
-from embedded import Platform, open_folder, own_platform
 from measure import Findings, Measure, announce, compare, run_bench, wait_until
+from platform_under_test import Platform, open_folder, own_platform
 from stock import stock_servers
 
 if TYPE_CHECKING:

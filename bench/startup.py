@@ -5,8 +5,8 @@ our Prefect and MLflow servers (the same commands, settings and health checks as
 and `prefect server start` and `mlflow server` as they come. One round starts each of them once.
 """
 
-from embedded import open_folder, own_platform
 from measure import Findings, Measure, announce, compare, run_bench, wait_until
+from platform_under_test import open_folder, own_platform
 from stock import StockServers, mlflow_is_ready, platform_cluster, prefect_is_ready, stock_servers
 
 LIMIT = 1.5

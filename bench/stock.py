@@ -12,8 +12,8 @@ from pathlib import Path
 import httpx
 import psutil
 import psycopg2
-from embedded import Platform, clean_environment, free_ports
 from measure import wait_until
+from platform_under_test import Platform, clean_environment, free_ports
 
 from mlops.local import postgres
 from mlops.local.home import HOST, Home
@@ -189,7 +189,8 @@ class Cluster:
         try:
             yield f"postgresql+{driver}://postgres:{self._password}@{HOST}:{self._port}/{name}"
         finally:
-            self._execute("postgres", f"DROP DATABASE {name} WITH (FORCE)")
+            with suppress(psycopg2.OperationalError):  # down: its data goes with its folder
+                self._execute("postgres", f"DROP DATABASE {name} WITH (FORCE)")
 
     def is_ready(self) -> bool:
         """Return whether it answers."""
