@@ -17,14 +17,13 @@ from typing import Any
 import httpx
 from measure import Findings, Measure, announce, compare, run_bench, wait_until
 from platform_under_test import Platform, open_folder, own_platform
-from stock import StockServers, mlflow_is_ready, platform_cluster, stock_servers
+from stock import WITHOUT_JOBS, StockServers, mlflow_is_ready, platform_cluster, stock_servers
 
 LIMIT_ADMIN = 1.3
 LIMIT_USER = 2.5
 WARM_UP = 30
 SLOW_EVERY = 10  # the stock login takes a good part of a second
 ONE_WORKER = ("--workers", "1")
-WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 OPEN, ADMIN, USER, OTHERS, STOCK = (
     "open server",
     "ours, admin",

@@ -20,6 +20,7 @@ from mlops.local.home import HOST, Home
 from mlops.local.processes import end_processes, find_processes, memory_bytes
 
 STOP_SECONDS = 20
+WITHOUT_JOBS = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 
 class StockServers:
