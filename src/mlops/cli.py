@@ -31,15 +31,17 @@ def _use_local_platform(context: typer.Context) -> None:
 
     On a checkout they go to the embedded platform, unless PREFECT_API_URL names another.
     """
-    if context.invoked_subcommand == "check" or "PREFECT_API_URL" in os.environ:
+    if "PREFECT_API_URL" in os.environ:
         return
     from mlops.local.home import client_environment, flow_dir
     from mlops.settings import LocalSettings
 
-    home = LocalSettings.from_environment().mlops_home
-    os.environ.update(client_environment(home, "scheduler") or {})
-    if folder := flow_dir(home):
-        os.environ.setdefault("FLOW_DIR", folder)
+    local = LocalSettings.from_environment()
+    checkout_flows = local.mlops_checkout / "flows" if local.mlops_checkout else None
+    if folder := flow_dir(local.mlops_home) or checkout_flows:
+        os.environ.setdefault("FLOW_DIR", str(folder))
+    if context.invoked_subcommand != "check":
+        os.environ.update(client_environment(local.mlops_home, "scheduler") or {})
 
 
 app = typer.Typer(
@@ -97,6 +99,9 @@ def run(arguments: list[str] | None = None) -> int:
 
 def main() -> None:
     """Run the command line and exit."""
+    # A closed stream is None, which libraries do not expect.
+    sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
+    sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115
     sys.exit(run())
 
 

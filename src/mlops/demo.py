@@ -93,7 +93,11 @@ def demo(
     # Whatever platform the user's own environment names, the demo talks to this one.
     for role in ("experimenter", "scheduler"):
         os.environ.update(client_environment(local.mlops_home, role) or {})
-    report = _train(folder, started, steps)
+    try:
+        report = _train(folder, started, steps)
+    except KeyboardInterrupt:
+        print("mlops: the platform stays up; `./mlops local down` stops it", file=sys.stderr)
+        raise
     if as_json:
         print(report.model_dump_json(indent=2))
     else:
@@ -137,7 +141,7 @@ def _train(folder: Path, started: "Started", steps: Steps) -> DemoReport:
         message=last.message if last else "",
         steps={name.strip(): round(seconds, 1) for name, seconds in steps.seconds.items()},
         accuracy=tracked.metrics.get("accuracy") if tracked else None,
-        prefect_run=f"{settings.ui_url}/runs/flow-run/{flow_run.id}",
+        prefect_run=settings.run_url(flow_run.id),
         mlflow_run=tracked.url if tracked else None,
         model=tracked.model if tracked else None,
         model_url=tracked.model_url if tracked else None,
@@ -180,8 +184,9 @@ def _print_report(report: DemoReport) -> None:
         "artifacts": report.artifacts or "none",
         "code": report.code,
         "next run": f"{report.next_run:%Y-%m-%d %H:%M %Z}" if report.next_run else "none",
-        "log in": f"user admin in both; PREFECT_PASSWORD and MLFLOW_ADMIN_PASSWORD in "
-        f"{report.credentials_file}",
+        "log in": "Prefect: admin:<PREFECT_PASSWORD> in its one field; "
+        "MLflow: user admin, <MLFLOW_ADMIN_PASSWORD>",
+        "passwords": str(report.credentials_file),
         "look": "./mlops local status, ./mlops local logs",
         "stop": "./mlops local down  (the data stays)",
     }

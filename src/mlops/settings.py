@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 from typing import Annotated, Any, Self
+from uuid import UUID
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -77,6 +78,10 @@ class PrefectSettings(RoleSettings):
     def ui_url(self) -> str:
         """Address of the Prefect UI."""
         return self.prefect_api_url.removesuffix("/api")
+
+    def run_url(self, flow_run_id: UUID) -> str:
+        """Return a flow run's page; without /v2 it would be the old UI's, which cannot log in."""
+        return f"{self.ui_url}/v2/runs/flow-run/{flow_run_id}"
 
 
 class MlflowSettings(RoleSettings):

@@ -42,7 +42,10 @@ def agent(platform: Platform, tmp_path: Path) -> Iterator[subprocess.Popen[str]]
 def test_agent_makes_its_pool_and_serves_its_queue_only(
     platform: Platform, servers: Servers, agent: subprocess.Popen[str], tmp_path: Path
 ) -> None:
-    """Pool and queue are made when missing; runs of other queues wait; SIGTERM ends it well."""
+    """Pool and queue are made when missing; runs of other queues wait.
+
+    SIGTERM ends it well, and the run that it cuts short is reported.
+    """
 
     def queue_exists() -> bool:
         response = servers.prefect.get(f"/work_pools/{POOL}/queues/{QUEUE}")
@@ -57,14 +60,21 @@ def test_agent_makes_its_pool_and_serves_its_queue_only(
     other = write_flow(root / "waiting", "pass", pool=POOL)
     spec = other / "flow.yaml"
     spec.write_text(spec.read_text().replace(f"queue_name: {QUEUE}", "queue_name: other"))
+    write_flow(root / "cut-short", "import time; time.sleep(120)", pool=POOL)
     assert platform.cli("flows", "register", str(root)).returncode == 0
     assert platform.cli("flows", "run", "waiting").returncode == 0
     assert platform.cli("flows", "run", "served", "--follow").returncode == 0
     (run,) = servers.flow_runs(servers.deployment("waiting")["id"])
     assert run["state_type"] == "SCHEDULED"
 
+    assert platform.cli("flows", "run", "cut-short").returncode == 0
+    deployment_id = servers.deployment("cut-short")["id"]
+    wait_for(lambda: servers.flow_runs(deployment_id, types=["RUNNING"]), 60)
     agent.send_signal(signal.SIGTERM)
-    assert agent.wait(timeout=30) == 0
+    assert agent.wait(timeout=60) == 0
+    (cut,) = servers.flow_runs(deployment_id)
+    assert cut["state_type"] == "CRASHED"
+    assert "the agent was stopped" in cut["state"]["message"]
 
 
 @pytest.mark.parametrize(

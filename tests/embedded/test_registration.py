@@ -149,6 +149,18 @@ def test_mistake_in_one_folder_does_not_stop_the_others(
     assert servers.deployment("sound")["name"] == "sound"
 
 
+def test_two_folders_of_one_name_are_refused(platform: Platform, tmp_path: Path) -> None:
+    """Folders that would overwrite each other's deployment are refused, both named."""
+    one = write_flow(tmp_path / "twins" / "one", "pass")
+    two = write_flow(tmp_path / "twins" / "two", "pass")
+    for name in ("flow.yaml", "flow.py"):
+        (two / name).write_text((one / name).read_text())
+    for command in ("check", "register"):
+        done = platform.cli("flows", command, str(tmp_path / "twins"))
+        assert done.returncode == 1
+        assert f"{one} and {two} are both the deployment one/one" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("variable", "value", "expected"),
     [

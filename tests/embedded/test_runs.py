@@ -53,6 +53,10 @@ class Runs:
 
         return wait_for(read, 180) or {}
 
+    def path(self, name: str, suffix: str) -> str:
+        """Return the API path of something about a run."""
+        return f"/flow_runs/{self._ids[name]}{suffix}"
+
     def line(self, name: str, text: str) -> str:
         """Wait for a line with a text in a run's Prefect log, and return it."""
 
@@ -80,6 +84,15 @@ def runs(platform: Platform, servers: Servers, tmp_path_factory: pytest.TempPath
     write_flow(root / "exits", "import sys; sys.exit(3)")
     write_flow(root / "killed", "import os, signal; os.kill(os.getpid(), signal.SIGKILL)")
     write_flow(root / "impossible", "pass", files={"requirements.txt": "pandas==0.0.0\n"})
+    write_flow(
+        root / "nested",
+        "child()",
+        files={"helper.py": ""},
+    )
+    (root / "nested" / "flow.py").write_text(
+        "from prefect import flow\n\n\n@flow(log_prints=True)\ndef child():\n    print('deep')\n\n\n"
+        "@flow(name='nested')\ndef main():\n    child()\n"
+    )
     write_flow(
         root / "pinned",
         "import six; print('six', six.__version__)",
@@ -194,8 +207,8 @@ def test_wrong_parameter_is_refused_before_a_run(platform: Platform, runs: Runs)
     assert unknown.returncode == 2
     assert "allowed: test_size, c, gamma, seed" in unknown.stderr
     wrong = platform.cli("flows", "run", "digits/daily", "--param", "seed=many")
-    assert wrong.returncode == 1
-    assert "seed" in wrong.stderr
+    assert wrong.returncode == 2
+    assert "--param: Validation failed for field 'seed'" in wrong.stderr
     missing = platform.cli("flows", "run", "no-such-flow")
     assert missing.returncode == 1
     assert "no such deployment; allowed:" in missing.stderr
@@ -209,6 +222,29 @@ def test_failed_run_is_told_by_the_exit_code(platform: Platform, runs: Runs) -> 
     report = json.loads(done.stdout)
     assert report["state"] == "Failed"
     assert "no good data" in report["message"]
+
+
+def test_subflows_are_followed_too(platform: Platform, runs: Runs) -> None:
+    """`--follow` shows what the flows below a flow print."""
+    assert runs.ended("nested")["state_type"] == "COMPLETED"
+    done = platform.cli("flows", "run", "nested", "--follow")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "deep" in done.stdout
+
+
+def test_run_cancelled_while_its_environment_is_built(
+    platform: Platform, servers: Servers, tmp_path: Path
+) -> None:
+    """A cancel during the build ends the run as Cancelled, without starting it."""
+    folder = write_flow(tmp_path / "unwanted", "pass", files={"requirements.txt": "six==1.14.0\n"})
+    assert platform.cli("flows", "register", str(folder)).returncode == 0
+    runs = Runs(servers, ["unwanted"])
+    runs.line("unwanted", "building for requirements.txt")
+    cancelling = {"state": {"type": "CANCELLING", "name": "Cancelling"}, "force": True}
+    servers.prefect.post(runs.path("unwanted", "/set_state"), json=cancelling).raise_for_status()
+    run = runs.ended("unwanted")
+    assert run["state_type"] == "CANCELLED"
+    assert run["start_time"] is None
 
 
 def test_ordinary_deployment_runs_on_our_agent(platform: Platform, tmp_path: Path) -> None:

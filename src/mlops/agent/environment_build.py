@@ -207,7 +207,11 @@ class EnvironmentBuilder:
         self.log(
             f"resolved {len(pins)} packages in {time.monotonic() - started:.1f} s; supplied besides"
             f" the flow's own: {', '.join(f'{n} {pins[n]}' for n in notable) or 'none'}"
-            + (" (old packages need it unsaid)" if "setuptools" in notable else "")
+            + (
+                " (packages from before 2025 import it without saying so)"
+                if "setuptools" in notable
+                else ""
+            )
         )
         # From the flow's file once more, not from the lock: it may hold hashes to verify, and
         # indexes (with passwords that the lock must not have).

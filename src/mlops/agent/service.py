@@ -3,6 +3,7 @@
 import contextlib
 import os
 import socket
+import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
@@ -43,6 +44,9 @@ def serve(
         limit=limit or os.cpu_count(),
     )
     agent.sweep()
+    # To run the hooks of a crashed or cancelled run Prefect loads its flow in this process, with
+    # the pull step in its working directory: that must be nobody else's.
+    os.chdir(tempfile.mkdtemp(prefix="work-"))
     setup_signal_handlers_worker(os.getpid(), "the agent", printer)
     # Prefect turns the first SIGTERM into an interrupt, which lets the worker end in good order.
     with contextlib.suppress(KeyboardInterrupt):

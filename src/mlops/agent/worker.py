@@ -4,6 +4,8 @@ A run of one of our deployments gets its code from the host's cache and its pack
 environment of its own; every other deployment runs exactly as on an unmodified worker.
 """
 
+import asyncio
+import contextlib
 import json
 import os
 import socket
@@ -17,8 +19,9 @@ from typing import TYPE_CHECKING, Any
 import anyio
 import anyio.abc
 import anyio.to_thread
+import httpx
 from prefect.client.schemas.objects import FlowRun, State
-from prefect.states import Failed
+from prefect.states import Cancelled, Failed
 from prefect.utilities.processutils import command_to_string
 from prefect.workers.process import (
     ProcessJobConfiguration,
@@ -36,6 +39,9 @@ from mlops.storage import ObjectStore
 if TYPE_CHECKING:
     from prefect.client.schemas.responses import DeploymentResponse
 
+CANCEL_POLL_SECONDS = 2.0
+STOP_REPORT_SECONDS = 5.0
+CANCELLED: State[None] = Cancelled(message="cancelled before it started")
 # The agent's own, which would mislead a run in another environment; without bytecode
 # every run would compile what it imports anew, which doubles its start.
 _PRIVATE_VARIABLES = (
@@ -124,15 +130,22 @@ class Agent(ProcessWorker):
         async with AsyncExitStack() as stack:
             try:
                 await self._prepare(flow_run, deployment, source, configuration, stack)
-            except MlopsError as error:
-                return await self._refuse(flow_run, error, task_status)
-            working_directory = Path.cwd()
-            try:
+                if await self._is_cancelling(flow_run):
+                    return await self._end_unstarted(flow_run, CANCELLED, task_status)
                 return await super().run(flow_run, configuration, task_status)
-            finally:
-                # To run the hooks of a crashed run Prefect loads its flow here, in the worker,
-                # and its pull step leaves this process in another directory.
-                os.chdir(working_directory)
+            except MlopsError as error:
+                self.get_flow_run_logger(flow_run).error("%s", error)
+                reason = str(error).splitlines()[0]
+                failed: State[None] = Failed(message=f"{reason} (see the run's log)")
+                cancelled = await self._is_cancelling(flow_run)
+                return await self._end_unstarted(
+                    flow_run, CANCELLED if cancelled else failed, task_status
+                )
+            except anyio.get_cancelled_exc_class():
+                # The agent is being stopped, and the run's process with it.
+                with anyio.move_on_after(STOP_REPORT_SECONDS, shield=True):
+                    await self._propose_crashed_state(flow_run, "the agent was stopped")
+                raise
 
     async def _prepare(
         self,
@@ -153,7 +166,7 @@ class Agent(ProcessWorker):
             python=manifest.needs.python,
             torch_backend=self._settings.torch_backend,
         )
-        environment = await self._build_environment(spec, logger.info)
+        environment = await self._build_environment(flow_run, spec, logger.info)
         stack.enter_context(self._environments.lease(environment))
         view = stack.enter_context(
             self._code.private_view(folder, parent=configuration.working_dir)
@@ -168,10 +181,19 @@ class Agent(ProcessWorker):
         )
 
     async def _build_environment(
-        self, spec: EnvironmentSpec, log: Callable[[str], None]
+        self, flow_run: FlowRun, spec: EnvironmentSpec, log: Callable[[str], None]
     ) -> Environment:
-        """Build in a thread, and stop uv if the agent is stopped meanwhile."""
+        """Build in a thread; uv is stopped when the run is cancelled or the agent stopped."""
         cancel = threading.Event()
+
+        async def watch() -> None:
+            while not cancel.is_set():
+                with contextlib.suppress(httpx.HTTPError):  # asked again soon
+                    if await self._is_cancelling(flow_run):
+                        cancel.set()
+                await anyio.sleep(CANCEL_POLL_SECONDS)
+
+        watcher = asyncio.create_task(watch())
         try:
             return await anyio.to_thread.run_sync(
                 partial(self._environments.ensure, spec, log, cancel=cancel),
@@ -180,18 +202,20 @@ class Agent(ProcessWorker):
         except anyio.get_cancelled_exc_class():
             cancel.set()
             raise
+        finally:
+            watcher.cancel()
 
-    async def _refuse(
+    async def _is_cancelling(self, flow_run: FlowRun) -> bool:
+        state = (await self.client.read_flow_run(flow_run.id)).state
+        return state is not None and state.is_cancelling()
+
+    async def _end_unstarted(
         self,
         flow_run: FlowRun,
-        error: MlopsError,
+        state: State[None],
         task_status: anyio.abc.TaskStatus[int] | None,
     ) -> ProcessWorkerResult:
-        """End a run that cannot start: the whole message in its log, its first line as state."""
-        logger = self.get_flow_run_logger(flow_run)
-        logger.error("%s", error)
-        reason = str(error).splitlines()[0]
-        state: State[None] = Failed(message=f"{reason} (see the run's log)")
+        """Give a run that never had a process its final state."""
         await self.client.set_flow_run_state(flow_run.id, state, force=True)
         if task_status is not None:
             task_status.started(0)

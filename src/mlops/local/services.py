@@ -56,7 +56,7 @@ class Service(NamedTuple):
 
 def _mlops(*arguments: str) -> Callable[[Situation], list[str]]:
     """Return the function that makes the command line of one of our own commands."""
-    return lambda _: [sys.executable, "-m", "mlops", *arguments]
+    return lambda _: [sys.executable, "-P", "-m", "mlops", *arguments]
 
 
 def _postgres_command(situation: Situation) -> list[str]:

@@ -5,12 +5,16 @@ behind is put in order first. Whatever goes wrong, and at Ctrl-C, everything tha
 has started is stopped again.
 """
 
+import contextlib
 import errno
 import hashlib
 import os
 import shutil
+import signal
+import threading
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -58,7 +62,10 @@ def start_platform(settings: LocalSettings, report: Report) -> Started:
     """
     home = Home(settings.mlops_home)
     home.create()
-    with exclusive(home, lambda: report("lock", "waiting for another up or down", 0.0)):
+    with (
+        _ends_as_interrupts(),
+        exclusive(home, lambda: report("lock", "waiting for another up or down", 0.0)),
+    ):
         try:
             return _start(home, settings, report)
         except OSError as error:
@@ -67,6 +74,23 @@ def start_platform(settings: LocalSettings, report: Report) -> Started:
             raise MlopsError(
                 f"{home.path}: the disk is full", hint="make room there and try again"
             ) from None
+
+
+@contextlib.contextmanager
+def _ends_as_interrupts() -> Iterator[None]:
+    """Let a closed terminal and SIGTERM undo the start as Ctrl-C does."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGHUP)}
+    for each, handler in previous.items():
+        if handler is not signal.SIG_IGN:  # of nohup
+            signal.signal(each, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for each, handler in previous.items():
+            signal.signal(each, handler)
 
 
 def _start(home: Home, settings: LocalSettings, report: Report) -> Started:

@@ -104,7 +104,8 @@ def _config(home: Home, state: State) -> str:
 
 
 def _program(home: Home, service: Service) -> list[str]:
-    command = shlex.join([sys.executable, "-m", "mlops", "local", "service", service.name])
+    # -P: nothing in the working directory is ever taken for a module.
+    command = shlex.join([sys.executable, "-P", "-m", "mlops", "local", "service", service.name])
     return [
         f"[program:{service.name}]",
         f"command = {_value(command)}",
@@ -116,7 +117,8 @@ def _program(home: Home, service: Service) -> list[str]:
         f"stopsignal = {service.stop_signal}",
         f"stopwaitsecs = {service.stop_seconds}",
         "redirect_stderr = true",
-        f"stdout_logfile = {_value(home.log(service.name))}",
+        # Supervisor expands this one twice.
+        f"stdout_logfile = {_value(_value(home.log(service.name)))}",
         "stdout_logfile_maxbytes = 10MB",
         "stdout_logfile_backups = 2",
     ]
@@ -186,7 +188,7 @@ class Supervisor:
         with output_path.open("w") as output:
             process = subprocess.Popen(
                 [
-                    *(sys.executable, "-m", "supervisor.supervisord"),
+                    *(sys.executable, "-P", "-m", "supervisor.supervisord"),
                     *("-c", str(self._home.supervisor_config)),
                 ],
                 env=environment,

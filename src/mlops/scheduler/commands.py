@@ -65,10 +65,13 @@ def _warn(message: str) -> None:
 def check(paths: Paths = None, *, as_json: AsJson = False) -> None:
     """Validate flow folders without talking to any server."""
     from mlops.scheduler.register import check as check_folder
+    from mlops.scheduler.register import refuse_twins
 
     report = []
     failed = False
-    for folder in _folders(paths):
+    folders = _folders(paths)
+    refuse_twins(folders)
+    for folder in folders:
         try:
             checked = check_folder(folder)
         except MlopsError as error:
@@ -101,10 +104,12 @@ def register(paths: Paths = None, *, as_json: AsJson = False) -> None:
 
     A folder with mistakes is reported, and nothing of it is written; the others are registered.
     """
+    from mlops.scheduler.register import refuse_twins
     from mlops.scheduler.register import register as register_folder
     from mlops.scheduler.spec import FlowYamlError
 
     folders = _folders(paths)
+    refuse_twins(folders)
     done: list[Registration] = []
     failed = False
     progress = Console(stderr=True)
@@ -175,7 +180,7 @@ def run(
         deployment = runs.find_deployment(client, target)
         parameters = runs.parse_parameters(param or [], deployment.parameter_openapi_schema or {})
         flow_run = runs.start_run(client, deployment, parameters)
-        url = f"{settings.ui_url}/runs/flow-run/{flow_run.id}"
+        url = settings.run_url(flow_run.id)
         report = {"flow_run_id": flow_run.id, "name": flow_run.name, "url": url}
         if not as_json:
             print(f"run {flow_run.name}: {url}")

@@ -6,6 +6,7 @@ as they left it.
 """
 
 import datetime as dt
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
@@ -97,6 +98,28 @@ def check(folder: Path) -> CheckedFlow:
     if mistakes:
         raise FlowYamlError(spec.path, mistakes)
     return CheckedFlow(spec=spec, function=function, warnings=_warnings(spec))
+
+
+def refuse_twins(folders: Iterable[Path]) -> None:
+    """Make sure that no two folders are the same deployment; each would overwrite the other.
+
+    Folders with mistakes are left to `check`.
+
+    Raises:
+        MlopsError: Two are; both are named.
+    """
+    places: dict[str, Path] = {}
+    for folder in folders:
+        try:
+            name = check(folder).name
+        except MlopsError:
+            continue
+        twin = places.setdefault(name, folder)
+        if twin.resolve() != folder.resolve():
+            raise MlopsError(
+                f"{twin} and {folder} are both the deployment {name}",
+                hint="change deployment.deploy_name in one of them",
+            )
 
 
 def register(

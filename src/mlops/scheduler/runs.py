@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.5
 LATE_AFTER_SECONDS = 20.0
 LOG_PAGE = 200
+PARAMETERS_REFUSED = {409, 422}  # of the statuses that Prefect answers to a new run
 # A run sends its last lines when its process ends, shortly after the final state.
 DRAIN_SECONDS = 2.0
 
@@ -143,8 +144,20 @@ def parse_parameters(assignments: Sequence[str], schema: Mapping[str, Any]) -> d
 def start_run(
     client: "SyncPrefectClient", deployment: "DeploymentResponse", parameters: dict[str, Any]
 ) -> "FlowRun":
-    """Ask for a run of a deployment, now."""
-    return client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+    """Ask for a run of a deployment, now.
+
+    Raises:
+        UsageError: The parameters are not what the flow's schema asks for.
+    """
+    from prefect.exceptions import PrefectHTTPStatusError
+
+    try:
+        return client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+    except PrefectHTTPStatusError as error:
+        if error.response.status_code not in PARAMETERS_REFUSED:
+            raise
+        detail = str(error.response.json().get("detail", ""))
+        raise UsageError(f"--param: {detail.removeprefix('Error creating flow run: ')}") from error
 
 
 def follow(client: "SyncPrefectClient", flow_run_id: UUID) -> Iterator[RunEvent]:
@@ -191,7 +204,10 @@ def _drain(log: "_Log") -> Iterator[RunEvent]:
 
 
 class _Log:
-    """A run's log, read in pages; lines may arrive out of order, none is given twice."""
+    """A run's log with its subflows', read in pages.
+
+    Lines may arrive out of order; none is given twice.
+    """
 
     def __init__(self, client: "SyncPrefectClient", flow_run_id: UUID) -> None:
         self._client = client
@@ -203,7 +219,8 @@ class _Log:
         from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
         from prefect.client.schemas.sorting import LogSort
 
-        only_this_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=[self._flow_run_id]))
+        ids = [self._flow_run_id, *self._subflow_runs()]
+        only_this_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=ids))
         # A line that arrives late sorts before lines that were seen, so one page back is read
         # again.
         offset = max(0, len(self._seen) - LOG_PAGE)
@@ -222,6 +239,18 @@ class _Log:
             offset += len(page)
             if len(page) < LOG_PAGE:
                 return
+
+    def _subflow_runs(self) -> list[UUID]:
+        from prefect.client.schemas.filters import (
+            FlowRunFilter,
+            FlowRunFilterParentFlowRunId,
+        )
+
+        parent = FlowRunFilterParentFlowRunId(any_=[self._flow_run_id])
+        children = self._client.read_flow_runs(
+            flow_run_filter=FlowRunFilter(parent_flow_run_id=parent)
+        )
+        return [child.id for child in children]
 
     def _task_name(self, task_run_id: UUID | None) -> str | None:
         from prefect.exceptions import ObjectNotFound

@@ -43,16 +43,23 @@ def prefect_environment(settings: PrefectServerSettings) -> dict[str, str]:
 def run_prefect(settings: PrefectServerSettings) -> NoReturn:
     """Become the Prefect server.
 
-    The process is replaced by the command that `prefect server start --background` runs, so
-    that its process id stays the supervisor's, and none of the command line's own imports
-    stay in memory.
+    The process is replaced by the command that `prefect server start --background` runs, with
+    our application around Prefect's, so that its process id stays the supervisor's, and none of
+    the command line's own imports stay in memory.
 
     Args:
         settings: Ports, addresses and secrets.
     """
     settings.mlops_runtime_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     command = [
-        *(sys.executable, "-m", "uvicorn", "--factory", "prefect.server.api.server:create_app"),
+        *(
+            sys.executable,
+            "-P",
+            "-m",
+            "uvicorn",
+            "--factory",
+            "mlops.server.prefect_app:create_app",
+        ),
         *("--host", settings.listen_host, "--port", str(settings.listen_port)),
         *("--timeout-keep-alive", "5", "--log-level", "warning"),
     ]
