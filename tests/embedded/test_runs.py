@@ -90,7 +90,8 @@ def runs(platform: Platform, servers: Servers, tmp_path_factory: pytest.TempPath
         files={"helper.py": ""},
     )
     (root / "nested" / "flow.py").write_text(
-        "from prefect import flow\n\n\n@flow(log_prints=True)\ndef child():\n    print('deep')\n\n\n"
+        "from prefect import flow\n\n\n@flow(log_prints=True)\ndef child():\n"
+        "    print('deep')\n\n\n"
         "@flow(name='nested')\ndef main():\n    child()\n"
     )
     write_flow(
@@ -244,7 +245,7 @@ def test_run_cancelled_while_its_environment_is_built(
     servers.prefect.post(runs.path("unwanted", "/set_state"), json=cancelling).raise_for_status()
     run = runs.ended("unwanted")
     assert run["state_type"] == "CANCELLED"
-    assert run["start_time"] is None
+    assert run["state"]["message"] == "cancelled before it started"
 
 
 def test_ordinary_deployment_runs_on_our_agent(platform: Platform, tmp_path: Path) -> None:
