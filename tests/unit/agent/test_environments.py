@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 import pytest
+from uv import find_uv_bin
 
 from mlops.agent.environment_build import LOCK_NAME
 from mlops.agent.environments import (
@@ -196,7 +197,7 @@ def test_a_uv_lock_is_installed_as_it_is(tmp_path: Path, shared: Shared) -> None
         "[project]\nname = 'flow'\nversion = '0'\nrequires-python = '>=3.11'\n"
         "dependencies = ['idna==3.10', 'fastapi==0.140.0']\n"
     )
-    subprocess.run(["uv", "lock", "--quiet"], cwd=tmp_path, check=True)
+    subprocess.run([find_uv_bin(), "lock", "--quiet"], cwd=tmp_path, check=True)
     cache = EnvironmentCache(shared.root, limit_bytes=LIMIT)
     environment = cache.ensure(EnvironmentSpec(tmp_path), ignore)
     installed = versions(environment)
