@@ -9,6 +9,7 @@ A test whose demand is not met is skipped, with the reason. Where the whole suit
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from functools import cache
 
@@ -45,8 +46,23 @@ def _root() -> str:
     return "" if os.geteuid() == 0 else "not root"
 
 
+@cache
+def _mount() -> str:
+    """The right to mount a file system; root in a container may lack it."""
+    with tempfile.TemporaryDirectory() as folder:
+        mount = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder]
+        if (
+            shutil.which("mount") is None
+            or subprocess.run(mount, capture_output=True, check=False).returncode
+        ):
+            return "file systems cannot be mounted"
+        subprocess.run(["umount", folder], check=True)
+    return ""
+
+
 DEMANDS: dict[str, Callable[[], str]] = {
     "docker": _docker,
+    "mount": _mount,
     "package-index": _package_index,
     "root": _root,
 }

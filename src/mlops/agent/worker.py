@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 CANCEL_POLL_SECONDS = 2.0
 STOP_REPORT_SECONDS = 5.0
-CANCELLED: State[None] = Cancelled(message="cancelled before it started")
 # The agent's own, which would mislead a run in another environment; without bytecode
 # every run would compile what it imports anew, which doubles its start.
 _PRIVATE_VARIABLES = (
@@ -131,7 +130,7 @@ class Agent(ProcessWorker):
             try:
                 await self._prepare(flow_run, deployment, source, configuration, stack)
                 if await self._is_cancelling(flow_run):
-                    return await self._end_unstarted(flow_run, CANCELLED, task_status)
+                    return await self._end_unstarted(flow_run, _cancelled(), task_status)
                 return await super().run(flow_run, configuration, task_status)
             except MlopsError as error:
                 self.get_flow_run_logger(flow_run).error("%s", error)
@@ -139,7 +138,7 @@ class Agent(ProcessWorker):
                 failed: State[None] = Failed(message=f"{reason} (see the run's log)")
                 cancelled = await self._is_cancelling(flow_run)
                 return await self._end_unstarted(
-                    flow_run, CANCELLED if cancelled else failed, task_status
+                    flow_run, _cancelled() if cancelled else failed, task_status
                 )
             except anyio.get_cancelled_exc_class():
                 # The agent is being stopped, and the run's process with it.
@@ -220,6 +219,10 @@ class Agent(ProcessWorker):
         if task_status is not None:
             task_status.started(0)
         return ProcessWorkerResult(status_code=0, identifier="not-started")
+
+
+def _cancelled() -> State[None]:
+    return Cancelled(message="cancelled before it started")
 
 
 def _bundle_source(deployment: "DeploymentResponse") -> tuple[str, str] | None:
