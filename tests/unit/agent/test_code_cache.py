@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from botocore.exceptions import BotoCoreError
 
 from mlops.agent.code_cache import CodeCache
 from mlops.bundles import (
@@ -48,15 +47,21 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
     )
     bucket = ObjectStore(settings, "prefect")
     deadline = time.monotonic() + 15
-    while True:
-        try:
-            bucket.sizes("")
-            break
-        except (MlopsError, BotoCoreError):
+    try:
+        while not _answers(bucket):
             assert time.monotonic() < deadline, "the S3 server does not answer"
-    yield bucket
-    server.terminate()
-    server.wait()
+        yield bucket
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def _answers(bucket: ObjectStore) -> bool:
+    try:
+        bucket.sizes("")
+    except MlopsError:
+        return False
+    return True
 
 
 @pytest.fixture
