@@ -2,7 +2,7 @@
 
 Here errors become messages and exit codes: 0 done, 1 failed, 2 wrong usage, 130 interrupted,
 3 a bug, with its traceback in a log file that the message names. The commands of a role lie in
-its `commands` module; these modules and this one are the only places that print or exit.
+its `commands` module, the demo in `demo`; these and this one are all that prints or exits.
 """
 
 import os

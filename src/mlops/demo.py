@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from mlops.scheduler.register import Registration
 
 FLOW = Path("flows/digits")
-RUN_TAG = "mlops.prefect_flow_run_id"  # set by the agent on every MLflow run of a flow run
 COMPLETED = "Completed"
 
 
@@ -107,7 +106,7 @@ def demo(
 
 def _train(folder: Path, started: "Started", steps: Steps) -> DemoReport:
     """Register the flow, run it, follow it, and collect what came out."""
-    from mlops.mlflow_api import MlflowApi
+    from mlops.mlflow_api import FLOW_RUN_TAG, MlflowApi
     from mlops.prefect_api import connect
     from mlops.scheduler import runs
     from mlops.scheduler.register import register
@@ -134,7 +133,7 @@ def _train(folder: Path, started: "Started", steps: Steps) -> DemoReport:
         for name, seconds in _run_steps(client, flow_run.id).items():
             steps.add(f"  {name}", seconds)
         due = _next_run(client, registration)
-    tracked = MlflowApi(MlflowSettings.from_environment()).find_run(RUN_TAG, str(flow_run.id))
+    tracked = MlflowApi(MlflowSettings.from_environment()).find_run(FLOW_RUN_TAG, str(flow_run.id))
     home = started.situation.home
     return DemoReport(
         state=last.name if last else "unknown",

@@ -12,6 +12,8 @@ from mlops.errors import MlopsError
 from mlops.settings import MlflowSettings
 
 TIMEOUT_SECONDS = 30.0
+# Set by the agent on every MLflow run of a flow run.
+FLOW_RUN_TAG = "mlops.prefect_flow_run_id"
 
 
 class TrackedRun(BaseModel):

@@ -44,12 +44,15 @@ def serve(
         limit=limit or os.cpu_count(),
     )
     agent.sweep()
-    # To run the hooks of a crashed or cancelled run Prefect loads its flow in this process, with
-    # the pull step in its working directory: that must be nobody else's.
-    os.chdir(tempfile.mkdtemp(prefix="work-"))
     setup_signal_handlers_worker(os.getpid(), "the agent", printer)
     # Prefect turns the first SIGTERM into an interrupt, which lets the worker end in good order.
-    with contextlib.suppress(KeyboardInterrupt):
+    with (
+        # To run the hooks of a crashed or cancelled run Prefect loads its flow in this process,
+        # with the pull step in its working directory: that must be nobody else's.
+        tempfile.TemporaryDirectory(prefix="work-") as work,
+        contextlib.chdir(work),
+        contextlib.suppress(KeyboardInterrupt),
+    ):
         anyio.run(partial(agent.start, printer=printer))
 
 

@@ -33,6 +33,7 @@ from mlops.agent.code_cache import CodeCache
 from mlops.agent.environments import Environment, EnvironmentCache, EnvironmentSpec
 from mlops.bundles import PULL_STEP, Manifest, parse_prefix
 from mlops.errors import MlopsError
+from mlops.mlflow_api import FLOW_RUN_TAG
 from mlops.settings import AgentSettings
 from mlops.storage import ObjectStore
 
@@ -263,7 +264,7 @@ def _run_context(
 ) -> dict[str, str]:
     """Return the tags that every MLflow run of this flow run carries."""
     return {
-        "mlops.prefect_flow_run_id": str(flow_run.id),
+        FLOW_RUN_TAG: str(flow_run.id),
         "mlops.prefect_flow_run_name": flow_run.name,
         "mlops.prefect_deployment": deployment.name,
         "mlops.code_uri": store.uri(f"{prefix}/"),
