@@ -133,8 +133,10 @@ def _move(source: Path, target: Path) -> None:
         if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
             raise
         return
-    # After the move: a folder that is read-only cannot be moved.
-    _set_writable(target, writable=False)
+    # The files only: their owner can still remove the cache with `rm -r`.
+    for path in target.rglob("*"):
+        if path.is_file():
+            path.chmod(path.stat().st_mode & ~0o222)
 
 
 def _set_writable(folder: Path, *, writable: bool) -> None:
