@@ -1,4 +1,4 @@
-"""A flow folder as a content-addressed bundle: its files, manifest, hash and layout in S3.
+"""A flow folder as a content-addressed bundle: its manifest, its hash and its layout in S3.
 
 What the scheduler writes and the agent reads. A bundle lies under
 `flows/<folder name>/<hash>/`, its manifest beside the files and written last: a prefix without
@@ -8,14 +8,12 @@ own, and the manifest holds the hash of every file, so that a reader can verify 
 
 import hashlib
 import re
-import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import quote
 
-import pathspec
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlops.errors import MlopsError
@@ -24,39 +22,14 @@ from mlops.storage import TRANSFER_THREADS, ObjectNotFoundError, ObjectStore
 MANIFEST_NAME = ".mlops-manifest.json"
 # How an ordinary Prefect worker gets the code; ours reads the bucket and the prefix from it.
 PULL_STEP = "prefect_aws.deployments.steps.pull_from_s3"
-IGNORE_FILE_NAME = ".prefectignore"
-# Never .gitignore: DVC lists there the data that a flow may well need.
-EXCLUSIONS = (
-    ".git/",
-    ".hg/",
-    ".svn/",
-    ".DS_Store",
-    ".dvc/cache/",
-    ".dvc/tmp/",
-    ".env",
-    ".idea/",
-    ".ipynb_checkpoints/",
-    ".mypy_cache/",
-    ".pytest_cache/",
-    ".ruff_cache/",
-    ".venv/",
-    ".vscode/",
-    "__pycache__/",
-    "*.py[cod]",
-    "*.swp",
-    "*~",
-    "node_modules/",
-    MANIFEST_NAME,
-)
+CODE_HASH_LABEL = "mlops.code_hash"  # on every run of a bundle, in Prefect and in MLflow
+CODE_ROOT = "flows"  # of all bundles in their bucket
 _PREFIX = re.compile(r"flows/(?P<name>[^/]+)/(?P<hash>[0-9a-f]{64})/?")
+_NAME_CHARACTERS = 128
 
 
 class BundleError(MlopsError):
     """A bundle in S3 is missing, unfinished or damaged."""
-
-
-class FolderChangedError(MlopsError):
-    """A file changed between the hashing of the folder and its upload."""
 
 
 class _Frozen(BaseModel):
@@ -105,15 +78,31 @@ class Manifest(_Frozen):
         return hashlib.sha256(self.to_bytes()).hexdigest()
 
 
+def code_folder(folder_name: str) -> str:
+    """Return where all bundles of a flow folder lie, without a slash at the end.
+
+    Args:
+        folder_name: Name of the flow folder; characters that S3 servers or shells trip over
+            are percent-encoded, and what is then too long for a file's name, which it becomes
+            on an S3 server's disk, ends in its hash instead.
+    """
+    name = quote(folder_name, safe=" ").replace(" ", "+")
+    if name in {"", ".", ".."}:
+        name = f"{name}~"
+    if len(name) > _NAME_CHARACTERS:
+        digest = hashlib.sha256(folder_name.encode()).hexdigest()[:16]
+        name = f"{name[: _NAME_CHARACTERS - 17]}~{digest}"
+    return f"{CODE_ROOT}/{name}"
+
+
 def prefix_of(folder_name: str, content_hash: str) -> str:
     """Return where a bundle lies in its bucket, without a slash at the end.
 
     Args:
-        folder_name: Name of the flow folder; characters that S3 servers or shells trip over
-            are percent-encoded.
+        folder_name: See `code_folder`.
         content_hash: `Manifest.content_hash`.
     """
-    return f"flows/{quote(folder_name, safe=' ').replace(' ', '+')}/{content_hash}"
+    return f"{code_folder(folder_name)}/{content_hash}"
 
 
 def parse_prefix(prefix: str) -> str | None:
@@ -122,113 +111,19 @@ def parse_prefix(prefix: str) -> str | None:
     return match["hash"] if match else None
 
 
-def _hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def pull_steps(bucket: str, prefix: str) -> list[dict[str, Any]]:
+    """Return the pull steps with which any Prefect worker gets a bundle."""
+    return [{PULL_STEP: {"bucket": bucket, "folder": prefix}}]
 
 
-def _walk(folder: Path, ignored: pathspec.GitIgnoreSpec) -> Iterator[Path]:
-    """Yield the files that belong to a folder's bundle, not descending into what is ignored."""
-    for entry in sorted(folder.iterdir()):
-        yield from _walk_entry(folder, entry, ignored)
-
-
-def _walk_entry(root: Path, entry: Path, ignored: pathspec.GitIgnoreSpec) -> Iterator[Path]:
-    relative = entry.relative_to(root).as_posix()
-    is_folder = entry.is_dir()
-    if ignored.match_file(f"{relative}/" if is_folder else relative):
-        return
-    if is_folder and entry.is_symlink():
-        raise MlopsError(
-            f"{entry}: is a link to a folder, which a bundle cannot hold",
-            hint=f"copy the folder, or list it in {root / IGNORE_FILE_NAME}",
-        )
-    if is_folder:
-        for child in sorted(entry.iterdir()):
-            yield from _walk_entry(root, child, ignored)
-    elif entry.is_file():
-        yield entry
-    else:
-        kind = "a dangling link" if entry.is_symlink() else "neither a file nor a folder"
-        raise MlopsError(
-            f"{entry}: is {kind}", hint=f"remove it, or list it in {root / IGNORE_FILE_NAME}"
-        )
-
-
-def _ignored(folder: Path) -> pathspec.GitIgnoreSpec:
-    ignore_file = folder / IGNORE_FILE_NAME
-    lines = ignore_file.read_text().splitlines() if ignore_file.is_file() else []
-    return pathspec.GitIgnoreSpec.from_lines([*EXCLUSIONS, *lines])
-
-
-def read_folder(folder: Path, needs: EnvironmentNeeds) -> Manifest:
-    """Hash a flow folder: paths, executable bits and bytes.
-
-    Raises:
-        MlopsError: Something in the folder cannot be read or cannot be part of a bundle.
-    """
-    try:
-        files = list(_walk(folder, _ignored(folder)))
-        return Manifest(
-            needs=needs,
-            files=tuple(
-                sorted(
-                    (
-                        BundleFile(
-                            path=path.relative_to(folder).as_posix(),
-                            size=path.stat().st_size,
-                            sha256=_hash_file(path),
-                            executable=bool(path.stat().st_mode & stat.S_IXUSR),
-                        )
-                        for path in files
-                    ),
-                    key=lambda file: file.path,
-                )
-            ),
-        )
-    except OSError as error:
-        raise MlopsError(f"{error.filename}: cannot be read: {error.strerror}") from error
-
-
-def upload(folder: Path, manifest: Manifest, store: ObjectStore) -> bool:
-    """Bring a bundle to S3: what is missing there, in parallel, and the manifest last.
-
-    Args:
-        folder: The flow folder that `manifest` describes.
-        manifest: What to upload.
-        store: The bucket for code.
-
-    Returns:
-        Whether anything was written.
-
-    Raises:
-        FolderChangedError: A file is not what the manifest says any more.
-        MlopsError: The object store does not answer or refuses.
-    """
-    prefix = prefix_of(folder.name, manifest.content_hash)
-    present = store.sizes(f"{prefix}/")
-    manifest_key = f"{prefix}/{MANIFEST_NAME}"
-    missing = [f for f in manifest.files if present.get(f"{prefix}/{f.path}") != f.size]
-    body = manifest.to_bytes()
-    if not missing and present.get(manifest_key) == len(body):
-        return False
-
-    def send(file: BundleFile) -> None:
-        path = folder / file.path
-        store.upload(path, f"{prefix}/{file.path}")
-        # Hashed after the upload: what was sent is then known to be what was hashed before.
-        try:
-            unchanged = _hash_file(path) == file.sha256
-        except FileNotFoundError:
-            unchanged = False
-        if not unchanged:
-            raise FolderChangedError(f"{path}: changed while it was read")
-
-    with ThreadPoolExecutor(TRANSFER_THREADS) as pool:
-        for _ in pool.map(send, missing):
-            pass
-    store.write(manifest_key, body)
-    return True
+def pulled_bundle(steps: list[dict[str, Any]] | None) -> tuple[str, str] | None:
+    """Return the bucket and prefix of the bundle that pull steps get, or None if it is none."""
+    if not steps or len(steps) != 1:
+        return None
+    options = steps[0].get(PULL_STEP)
+    if not isinstance(options, dict) or set(options) != {"bucket", "folder"}:
+        return None
+    return (options["bucket"], options["folder"]) if parse_prefix(options["folder"]) else None
 
 
 def fetch_manifest(store: ObjectStore, prefix: str) -> Manifest:
@@ -284,6 +179,20 @@ def download(store: ObjectStore, prefix: str, manifest: Manifest, target: Path) 
             )
         path.chmod(0o755 if file.executable else 0o644)
 
+    transfer(receive, manifest.files)
+
+
+def _hash_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def transfer(move: Callable[[BundleFile], None], files: Iterable[BundleFile]) -> None:
+    """Move files in parallel; the first error ends it, and what has begun runs out."""
     with ThreadPoolExecutor(TRANSFER_THREADS) as pool:
-        for _ in pool.map(receive, manifest.files):
-            pass
+        try:
+            for _ in pool.map(move, files):
+                pass
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise

@@ -5,6 +5,7 @@ Here errors become messages and exit codes: 0 done, 1 failed, 2 wrong usage, 130
 its `commands` module, the demo in `demo`; these and this one are all that prints or exits.
 """
 
+import errno
 import os
 import sys
 import tempfile
@@ -18,12 +19,14 @@ from mlops import demo
 from mlops.agent import commands as agent
 from mlops.development import commands as development
 from mlops.errors import MlopsError
+from mlops.identities import ClientRole
 from mlops.local import commands as local
 from mlops.scheduler import commands as scheduler
 from mlops.server import commands as server
 
 _BUG = 3
 _INTERRUPTED = 130
+_WITHOUT_SERVERS = {"check", "new", "schema"}
 
 
 def _use_local_platform(context: typer.Context) -> None:
@@ -40,8 +43,11 @@ def _use_local_platform(context: typer.Context) -> None:
     checkout_flows = local.mlops_checkout / "flows" if local.mlops_checkout else None
     if folder := flow_dir(local.mlops_home) or checkout_flows:
         os.environ.setdefault("FLOW_DIR", str(folder))
-    if context.invoked_subcommand != "check":
-        os.environ.update(client_environment(local.mlops_home, "scheduler") or {})
+    if context.invoked_subcommand in _WITHOUT_SERVERS:
+        return
+    # Only the one that removes old code has the key to it.
+    role: ClientRole = "prune" if context.invoked_subcommand == "prune" else "scheduler"
+    os.environ.update(client_environment(local.mlops_home, role) or {})
 
 
 app = typer.Typer(
@@ -75,6 +81,11 @@ def _write_bug_report(error: BaseException) -> Path:
     return Path(path)
 
 
+def _bug(error: BaseException) -> str:
+    path = _write_bug_report(error)
+    return f"mlops: a bug: {type(error).__name__}: {error}\n  the traceback is in {path}"
+
+
 def run(arguments: list[str] | None = None) -> int:
     """Run one command and return its exit code.
 
@@ -88,10 +99,13 @@ def run(arguments: list[str] | None = None) -> int:
         message = "mlops: interrupted" if code == _INTERRUPTED else ""
     except MlopsError as error:
         message, code = f"mlops: {error}", error.exit_code
+    except OSError as error:
+        if error.errno != errno.ENOSPC or error.filename:
+            message, code = _bug(error), _BUG
+        else:
+            message, code = f"mlops: the output cannot be written: {error.strerror}", 1
     except Exception as error:  # noqa: BLE001  # the last resort: whatever is left is a bug
-        path = _write_bug_report(error)
-        message = f"mlops: a bug: {type(error).__name__}: {error}\n  the traceback is in {path}"
-        code = _BUG
+        message, code = _bug(error), _BUG
     if message:
         print(message, file=sys.stderr)
     return code

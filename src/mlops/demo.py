@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
     from mlops.local.startup import Started
-    from mlops.scheduler.register import Registration
 
 FLOW = Path("flows/digits")
 COMPLETED = "Completed"
@@ -107,19 +106,21 @@ def demo(
 def _train(folder: Path, started: "Started", steps: Steps) -> DemoReport:
     """Register the flow, run it, follow it, and collect what came out."""
     from mlops.mlflow_api import FLOW_RUN_TAG, MlflowApi
-    from mlops.prefect_api import connect
+    from mlops.prefect_api import PrefectApi, connect
     from mlops.scheduler import runs
-    from mlops.scheduler.register import register
+    from mlops.scheduler.listing import next_run
+    from mlops.scheduler.printing import show_upload, warn
+    from mlops.scheduler.register import Refusal, Registrar
     from mlops.settings import MlflowSettings, SchedulerSettings
-    from mlops.storage import ObjectStore
 
     settings = SchedulerSettings.from_environment()
     with connect(settings) as client:
         with steps.step("register flows/digits"):
-            store = ObjectStore(settings, settings.prefect_bucket_name)
-            registration = register(folder, store, client)
-        deployment = client.read_deployment(registration.deployment_id)
-        flow_run = runs.start_run(client, deployment, {})
+            with Registrar(settings, warn=warn, show_upload=show_upload) as registrar:
+                (registration,) = registrar.register([folder])
+            if isinstance(registration, Refusal):
+                raise MlopsError(registration.message)
+        flow_run = runs.start_run(client, registration.deployment_id, {})
         last = None
         with steps.step("run it on the agent") as show:
             for event in runs.follow(client, flow_run.id):
@@ -132,7 +133,8 @@ def _train(folder: Path, started: "Started", steps: Steps) -> DemoReport:
                     show(event.message)
         for name, seconds in _run_steps(client, flow_run.id).items():
             steps.add(f"  {name}", seconds)
-        due = _next_run(client, registration)
+        # The one that the server has scheduled, else the one that it will.
+        due = next_run(PrefectApi(settings), registration.deployment_id) or registration.next_run
     tracked = MlflowApi(MlflowSettings.from_environment()).find_run(FLOW_RUN_TAG, str(flow_run.id))
     home = started.situation.home
     return DemoReport(
@@ -164,13 +166,6 @@ def _run_steps(client: "SyncPrefectClient", flow_run_id: UUID) -> dict[str, floa
         task.name.rpartition("-")[0] or task.name: task.total_run_time.total_seconds()
         for task in sorted(tasks, key=lambda task: str(task.start_time))
     }
-
-
-def _next_run(client: "SyncPrefectClient", registration: "Registration") -> dt.datetime | None:
-    """Return the next run that the server has scheduled, else the one that it will."""
-    from mlops.scheduler.listing import next_run
-
-    return next_run(client, registration.deployment_id) or registration.next_run
 
 
 def _print_report(report: DemoReport) -> None:

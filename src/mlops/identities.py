@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mlops.credentials import Credentials
 
-ClientRole = Literal["scheduler", "agent", "experimenter"]
+ClientRole = Literal["scheduler", "agent", "experimenter", "prune"]
 
 
 class Addresses(BaseModel):
@@ -45,7 +45,7 @@ def role_environment(
         "PREFECT_API_URL": f"{addresses.prefect}/api",
         "PREFECT_API_AUTH_STRING": credentials.prefect_auth_string,
     }
-    if role == "scheduler":
+    if role in {"scheduler", "prune"}:
         return environment
     password = (
         credentials.mlflow_agent_password

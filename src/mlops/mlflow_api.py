@@ -1,8 +1,10 @@
-"""The MLflow server as our own commands see it: a few reads over its REST API.
+"""The MLflow server as our own commands see it: runs, over its REST API.
 
 MLflow's own client takes seconds to import, which a command line should not.
 """
 
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -14,6 +16,8 @@ from mlops.settings import MlflowSettings
 TIMEOUT_SECONDS = 30.0
 # Set by the agent on every MLflow run of a flow run.
 FLOW_RUN_TAG = "mlops.prefect_flow_run_id"
+FLOW_RUN_URL_TAG = "mlops.prefect_flow_run_url"
+PAGE = 1000
 
 
 class TrackedRun(BaseModel):
@@ -30,20 +34,42 @@ class TrackedRun(BaseModel):
     model_url: str | None = None
 
 
+class LoggedRun(BaseModel):
+    """How far an MLflow run has come. `end_time` is in milliseconds, by its client's clock."""
+
+    model_config = ConfigDict(frozen=True)
+
+    run_id: str
+    status: str
+    end_time: int | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether nobody has ended it."""
+        return self.status in {"RUNNING", "SCHEDULED"}
+
+    def ended_after(self, moment_ms: float | None) -> bool:
+        """Return whether it was ended after a moment, if both are known."""
+        return moment_ms is not None and self.end_time is not None and self.end_time > moment_ms
+
+
 class MlflowApi:
-    """Reads from one MLflow server.
+    """Runs of one MLflow server.
 
     Args:
         settings: Address and identity.
+        timeout_seconds: For one answer.
     """
 
-    def __init__(self, settings: MlflowSettings) -> None:
+    def __init__(
+        self, settings: MlflowSettings, *, timeout_seconds: float = TIMEOUT_SECONDS
+    ) -> None:
         self._url = settings.mlflow_tracking_uri
         name, password = settings.mlflow_tracking_username, settings.mlflow_tracking_password
         self._http = httpx.Client(
             base_url=f"{self._url}/api/2.0/mlflow",
             auth=(name, password.get_secret_value()) if name and password else None,
-            timeout=TIMEOUT_SECONDS,
+            timeout=timeout_seconds,
         )
 
     def find_run(self, tag: str, value: str) -> TrackedRun | None:
@@ -53,17 +79,50 @@ class MlflowApi:
             tag: Name of the tag.
             value: Its value, without quotes in it.
         """
-        experiments = self._call("POST", "/experiments/search", json={"max_results": 1000})
-        ids = [experiment["experiment_id"] for experiment in experiments.get("experiments", [])]
+        newest_first = self._search_runs(tag, value)
+        top = (run for run in newest_first if not _tag(run, "mlflow.parentRunId"))
+        return next((self._tracked(run) for run in top), None)
+
+    def logged_runs(self, tag: str, value: str) -> list[LoggedRun]:
+        """Return every run that carries a tag, also those below other runs.
+
+        Args:
+            tag: Name of the tag.
+            value: Its value, without quotes in it.
+        """
+        return [LoggedRun.model_validate(run["info"]) for run in self._search_runs(tag, value)]
+
+    def end_run(self, run: LoggedRun, status: str) -> None:
+        """Give a run its last status, and an end unless it has one.
+
+        Args:
+            run: The run.
+            status: `FINISHED`, `FAILED` or `KILLED`.
+        """
+        end_time = run.end_time or time.time_ns() // 1_000_000
+        update = {"run_id": run.run_id, "status": status, "end_time": end_time}
+        self._call("POST", "/runs/update", json=update)
+
+    def _search_runs(self, tag: str, value: str) -> Iterator[dict[str, Any]]:
+        """Yield the runs that carry a tag, the newest first."""
+        experiments = list(self._pages("/experiments/search", "experiments", {}))
         query = {
-            "experiment_ids": ids,
+            "experiment_ids": [experiment["experiment_id"] for experiment in experiments],
             "filter": f"tags.`{tag}` = '{value}'",
             "order_by": ["attributes.start_time DESC"],
-            "max_results": 100,
         }
-        runs = self._call("POST", "/runs/search", json=query).get("runs", [])
-        top = [run for run in runs if not _tag(run, "mlflow.parentRunId")]
-        return self._tracked(top[0]) if top else None
+        return self._pages("/runs/search", "runs", query)
+
+    def _pages(self, path: str, name: str, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        """Yield what a search finds, page by page."""
+        token = ""
+        while True:
+            page = {"max_results": PAGE} | ({"page_token": token} if token else {})
+            answer = self._call("POST", path, json=query | page)
+            yield from answer.get(name, [])
+            token = answer.get("next_page_token", "")
+            if not token:
+                return
 
     def _tracked(self, run: dict[str, Any]) -> TrackedRun:
         info = run["info"]

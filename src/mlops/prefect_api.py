@@ -1,6 +1,7 @@
 """The Prefect server as a client of ours sees it, with errors that a user can act on."""
 
 import os
+import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,49 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 CONNECT_TIMEOUT_SECONDS = 5.0
+TIMEOUT_SECONDS = 30.0
+
+
+class PrefectApi:
+    """The server's REST API, for reads that should not wait for the import of Prefect's client.
+
+    Args:
+        settings: Address and identity.
+    """
+
+    def __init__(self, settings: PrefectSettings) -> None:
+        self._settings = settings
+        self._http = httpx.Client(
+            auth=_login(settings),
+            timeout=httpx.Timeout(TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS),
+            # Without https there is no need to load the machine's certificates.
+            verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+            if settings.prefect_api_url.startswith("http:")
+            else True,
+        )
+
+    def post(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
+        """Send a query and return the list that answers it.
+
+        Args:
+            path: Below the API's address, such as `/deployments/filter`.
+            body: The query.
+
+        Raises:
+            MlopsError: The server does not answer, refuses, or is another one.
+        """
+        url = f"{self._settings.prefect_api_url}{path}"
+        try:
+            response = self._http.post(url, json=body)
+        except (httpx.HTTPError, httpx.InvalidURL) as error:
+            raise _unreachable(self._settings.prefect_api_url, error) from error
+        answer = _json(response)
+        if response.is_success and isinstance(answer, list):
+            return answer
+        check_server(self._settings)  # which says what is wrong, unless it is only this query
+        raise MlopsError(
+            f"{self._settings.prefect_api_url}: refused POST {path}: {error_detail(response)}"
+        )
 
 
 def check_server(settings: PrefectSettings) -> None:
@@ -24,13 +68,9 @@ def check_server(settings: PrefectSettings) -> None:
         MlopsError: Nothing answers there, or something else, or it refuses the credentials.
     """
     url = settings.prefect_api_url
-    auth = settings.prefect_api_auth_string
-    parts = auth.get_secret_value().split(":", 1) if auth else []
     try:
         response = httpx.get(
-            f"{url}/admin/version",
-            auth=(parts[0], parts[1]) if len(parts) > 1 else None,
-            timeout=CONNECT_TIMEOUT_SECONDS,
+            f"{url}/admin/version", auth=_login(settings), timeout=CONNECT_TIMEOUT_SECONDS
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _unreachable(url, error) from error
@@ -46,9 +86,22 @@ def check_server(settings: PrefectSettings) -> None:
         )
 
 
+def _login(settings: PrefectSettings) -> tuple[str, str] | None:
+    auth = settings.prefect_api_auth_string
+    name, separator, password = auth.get_secret_value().partition(":") if auth else ("", "", "")
+    return (name, password) if separator else None
+
+
 @contextmanager
-def connect(settings: PrefectSettings) -> Iterator["SyncPrefectClient"]:
+def connect(
+    settings: PrefectSettings, *, retries: int | None = None
+) -> Iterator["SyncPrefectClient"]:
     """Open Prefect's own client, after a check that the server is there.
+
+    Args:
+        settings: Address and identity.
+        retries: How often a request is tried again when the server is away; default: Prefect's
+            own, with which a minute passes before a server counts as gone.
 
     Raises:
         MlopsError: The server cannot be used; also when it goes away in the middle.
@@ -60,15 +113,22 @@ def connect(settings: PrefectSettings) -> Iterator["SyncPrefectClient"]:
         os.environ["PREFECT_API_AUTH_STRING"] = settings.prefect_api_auth_string.get_secret_value()
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectHTTPStatusError
+    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
+    timeout = httpx.Timeout(TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
+    changed = {} if retries is None else {PREFECT_CLIENT_MAX_RETRIES: retries}
     try:
-        with get_client(sync_client=True) as client:
+        with (
+            temporary_settings(changed),
+            get_client(httpx_settings={"timeout": timeout}, sync_client=True) as client,
+        ):
             yield client
     except PrefectHTTPStatusError as error:
         if error.response.status_code == httpx.codes.UNAUTHORIZED:
             raise _refused(settings.prefect_api_url) from error
         raise MlopsError(
-            f"{settings.prefect_api_url}: refused {_request(error.request)}: {_detail(error)}"
+            f"{settings.prefect_api_url}: refused {_request(error.request)}: "
+            f"{error_detail(error.response)}"
         ) from error
     except httpx.HTTPError as error:
         raise _unreachable(settings.prefect_api_url, error) from error
@@ -93,17 +153,23 @@ def ensure_work_pool(client: "SyncPrefectClient", name: str) -> bool:
     return False
 
 
+def error_detail(response: httpx.Response) -> str:
+    """Return what the server says is wrong, without the client's advice around it."""
+    body = _json(response)
+    if not isinstance(body, dict):
+        return f"status {response.status_code}"
+    return str(body.get("detail") or body.get("exception_detail") or body)
+
+
 def _request(request: httpx.Request) -> str:
     return f"{request.method} {urlsplit(str(request.url)).path}"
 
 
-def _detail(error: httpx.HTTPStatusError) -> str:
-    """Return what the server says is wrong, without the client's advice around it."""
+def _json(response: httpx.Response) -> Any:
     try:
-        body: dict[str, Any] = error.response.json()
+        return response.json()
     except ValueError:
-        return f"status {error.response.status_code}"
-    return str(body.get("detail") or body.get("exception_detail") or body)
+        return None
 
 
 def _refused(url: str) -> MlopsError:

@@ -1,11 +1,13 @@
 """One settings class per role; the environment is read here and nowhere else."""
 
 import json
+import socket
 from pathlib import Path
 from typing import Annotated, Any, Self
+from urllib.parse import urlsplit
 from uuid import UUID
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mlops.errors import MlopsError
@@ -43,6 +45,19 @@ def _explain(problem: Any) -> str:
     return str(problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"])
 
 
+def _check_address(address: str) -> str:
+    """Refuse what is no address of a server, before a library makes something odd of it."""
+    parts = urlsplit(address)
+    if parts.scheme not in {"http", "https"} or not parts.hostname:
+        raise ValueError("not an address; allowed: http://<host>:<port>")
+    if parts.username or parts.password:
+        raise ValueError("holds credentials; they have variables of their own")
+    return address
+
+
+Address = Annotated[str, AfterValidator(_check_address)]
+
+
 class CheckoutSettings(RoleSettings):
     """The checkout whose `./mlops` was called; images have none."""
 
@@ -62,7 +77,7 @@ class CheckoutSettings(RoleSettings):
 class S3Settings(RoleSettings):
     """The object store as one role sees it."""
 
-    aws_endpoint_url_s3: str
+    aws_endpoint_url_s3: Address
     aws_access_key_id: str
     aws_secret_access_key: SecretStr
     prefect_bucket_name: str = "prefect"
@@ -71,7 +86,7 @@ class S3Settings(RoleSettings):
 class PrefectSettings(RoleSettings):
     """The Prefect server as a client sees it."""
 
-    prefect_api_url: str
+    prefect_api_url: Address
     prefect_api_auth_string: SecretStr | None = None
 
     @property
@@ -87,7 +102,7 @@ class PrefectSettings(RoleSettings):
 class MlflowSettings(RoleSettings):
     """The MLflow server as a client sees it."""
 
-    mlflow_tracking_uri: str
+    mlflow_tracking_uri: Address
     mlflow_tracking_username: str | None = None
     mlflow_tracking_password: SecretStr | None = None
 
@@ -100,6 +115,11 @@ class FlowDirSettings(RoleSettings):
 
 class SchedulerSettings(S3Settings, PrefectSettings, FlowDirSettings):
     """The scheduler: reads flow folders, writes code to S3 and deployments to Prefect."""
+
+    # Tells the flow folders of one scheduler from another's at the same path.
+    mlops_scheduler_name: Annotated[str, Field(pattern=r"^[^:/\s]+$")] = Field(
+        default_factory=socket.gethostname
+    )
 
 
 class AgentSettings(S3Settings, PrefectSettings, MlflowSettings):

@@ -1,24 +1,72 @@
 """The S3 client: the object store as one role sees it, with errors that a user can act on."""
 
-from collections.abc import Iterator
+import datetime as dt
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, NamedTuple
 
-import boto3
-from boto3.exceptions import S3UploadFailedError
-from botocore.config import Config
-from botocore.exceptions import BotoCoreError, ClientError, HTTPClientError
-from botocore.exceptions import ConnectionError as S3ConnectionError
+import obstore
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
 
 from mlops.errors import MlopsError
 from mlops.settings import S3Settings
 
+if TYPE_CHECKING:
+    from obstore.store import S3Credential
+
 TRANSFER_THREADS = 8
+PART_BYTES = 8 << 20  # of an upload in parts; a smaller file goes up in one piece
+QUICK_BYTES = 1 << 20
+# How long the server may be silent. The time that a body takes to get there counts too: four
+# parts on a slow line, or several small files, must not look like a frozen server.
+ANSWER_SECONDS = 60
+PART_ANSWER_SECONDS = 180
+_PARTS_AT_ONCE = 4
+_READ_BYTES = 1 << 20
+_CODE = re.compile(r"<Code>(\w+)</Code>")
+_MISSING = {"NoSuchKey", "NoSuchBucket"}
+_REFUSED = {
+    "AccessDenied",
+    "InvalidAccessKeyId",
+    "SignatureDoesNotMatch",
+}
+
+Progress = Callable[[int], None]  # is given the bytes that were sent since the last call
 
 
 class ObjectNotFoundError(MlopsError):
     """The object, or its bucket, does not exist."""
+
+
+class BrokenObjectError(MlopsError):
+    """The server knows the object and cannot send all of it."""
+
+
+class StoredObject(NamedTuple):
+    """An object as a listing shows it. `etag` is without quotes; `size` in bytes."""
+
+    key: str
+    size: int
+    etag: str
+    last_modified: dt.datetime
+
+
+class _Identity:
+    """Hands out one fixed key pair."""
+
+    def __init__(self, settings: S3Settings) -> None:
+        self._settings = settings
+
+    def __call__(self) -> "S3Credential":
+        return {
+            "access_key_id": self._settings.aws_access_key_id,
+            "secret_access_key": self._settings.aws_secret_access_key.get_secret_value(),
+            "expires_at": None,
+        }
 
 
 class ObjectStore:
@@ -32,93 +80,153 @@ class ObjectStore:
     def __init__(self, settings: S3Settings, bucket: str) -> None:
         self.bucket = bucket
         self._endpoint = settings.aws_endpoint_url_s3
-        self._client = boto3.client(
-            "s3",
-            endpoint_url=settings.aws_endpoint_url_s3,
-            aws_access_key_id=settings.aws_access_key_id,
-            aws_secret_access_key=settings.aws_secret_access_key.get_secret_value(),
-            region_name="us-east-1",  # servers that are not AWS's ignore it, boto3 asks for it
-            config=Config(
-                connect_timeout=5,
-                read_timeout=60,
-                retries={"mode": "standard", "total_max_attempts": 3},
-                max_pool_connections=TRANSFER_THREADS,
-                s3={"addressing_style": "path"},
-                # Servers that are not AWS's reject the newer default checksums.
-                request_checksum_calculation="when_required",
-                response_checksum_validation="when_required",
-            ),
+        self._identity = _Identity(settings)
+        self._store = self._open(ANSWER_SECONDS)
+        self._patient_store = self._open(PART_ANSWER_SECONDS)
+
+    def _open(self, answer_seconds: int) -> S3Store:
+        return S3Store(
+            self.bucket,
+            # By this name: a variable of that name in the environment wins over the others.
+            config={"aws_endpoint_url_s3": self._endpoint},
+            region="us-east-1",  # servers that are not AWS's ignore it
+            virtual_hosted_style_request=False,
+            # Not as two plain options: a session token in the environment would join them.
+            credential_provider=self._identity,
+            client_options={
+                "allow_http": True,
+                "connect_timeout": "5s",
+                "read_timeout": f"{answer_seconds}s",
+                "timeout": "30m",
+            },
+            retry_config={"max_retries": 2, "retry_timeout": dt.timedelta(seconds=10)},
         )
 
     def uri(self, key: str) -> str:
         """Return `s3://bucket/key`."""
         return f"s3://{self.bucket}/{key}"
 
-    def sizes(self, prefix: str) -> dict[str, int]:
-        """Return the size in bytes of each object under a prefix, by key."""
-        with self._errors(prefix):
-            pages = self._client.get_paginator("list_objects_v2").paginate(
-                Bucket=self.bucket, Prefix=prefix
-            )
-            return {
-                item["Key"]: item["Size"] for page in pages for item in page.get("Contents", [])
-            }
+    def objects(self, folder: str) -> Iterator[StoredObject]:
+        """Yield what lies below a folder of keys, without a slash at its end."""
+        with self._errors(folder):
+            for page in obstore.list(self._store, folder, chunk_size=1000):
+                for item in page:
+                    yield StoredObject(
+                        key=item["path"],
+                        size=item["size"],
+                        etag=(item["e_tag"] or "").strip('"'),
+                        last_modified=item["last_modified"],
+                    )
 
     def read(self, key: str) -> bytes:
         """Return an object's bytes.
 
         Raises:
             ObjectNotFoundError: There is no such object.
+            BrokenObjectError: It breaks off.
         """
         with self._errors(key):
-            body: bytes = self._client.get_object(Bucket=self.bucket, Key=key)["Body"].read()
-            return body
+            return obstore.get(self._store, key).bytes().to_bytes()
 
     def write(self, key: str, body: bytes) -> None:
         """Write an object whole."""
         with self._errors(key):
-            self._client.put_object(Bucket=self.bucket, Key=key, Body=body)
+            obstore.put(self._store, key, body, use_multipart=False)
 
-    def upload(self, path: Path, key: str) -> None:
-        """Upload a file, in parts when it is large."""
-        with self._errors(key):
-            self._client.upload_file(str(path), self.bucket, key)
+    def upload(self, path: Path, key: str, progress: Progress | None = None) -> str:
+        """Upload a file, in parts when it is large.
+
+        Returns:
+            SHA-256 of the bytes that were sent, as 64 hexadecimal digits.
+
+        Raises:
+            OSError: The file cannot be read.
+        """
+        digest = hashlib.sha256()
+
+        def read() -> Iterator[bytes]:
+            while block := file.read(PART_BYTES):
+                digest.update(block)
+                yield block
+                if progress:
+                    progress(len(block))
+
+        size = path.stat().st_size
+        store = self._store if size <= QUICK_BYTES else self._patient_store
+        with path.open("rb") as file, self._errors(key):
+            if size <= PART_BYTES:
+                obstore.put(store, key, b"".join(read()), use_multipart=False)
+            else:
+                obstore.put(
+                    store,
+                    key,
+                    read(),
+                    chunk_size=PART_BYTES,
+                    max_concurrency=_PARTS_AT_ONCE,
+                )
+        return digest.hexdigest()
 
     def download(self, key: str, path: Path) -> None:
-        """Download an object into a file, in parallel parts when it is large."""
+        """Download an object into a file.
+
+        Raises:
+            ObjectNotFoundError: There is no such object.
+            OSError: The file cannot be written.
+        """
+        with path.open("wb") as file, self._errors(key):
+            for block in obstore.get(self._store, key).stream(min_chunk_size=_READ_BYTES):
+                file.write(block)
+
+    def sha256(self, key: str) -> str:
+        """Return the SHA-256 of an object's bytes, which are all read for it.
+
+        Raises:
+            ObjectNotFoundError: There is no such object.
+            BrokenObjectError: It breaks off.
+        """
+        digest = hashlib.sha256()
         with self._errors(key):
-            self._client.download_file(self.bucket, key, str(path))
+            for block in obstore.get(self._store, key).stream(min_chunk_size=_READ_BYTES):
+                digest.update(block)
+        return digest.hexdigest()
+
+    def delete(self, keys: Sequence[str]) -> None:
+        """Remove objects; those that are gone already are no error."""
+        if keys:
+            with self._errors(keys[0]):
+                obstore.delete(self._store, keys)
 
     @contextmanager
     def _errors(self, key: str) -> Iterator[None]:
-        """Turn boto3's errors into ones that name the address, the object and the mend."""
+        """Turn the library's errors into ones that name the address, the object and the mend."""
         try:
             yield
-        except (S3ConnectionError, HTTPClientError) as error:
-            raise MlopsError(
-                f"the object store at {self._endpoint} does not answer: {error}",
-                hint="is it up? `./mlops local status` on a checkout; "
-                "else check AWS_ENDPOINT_URL_S3",
-            ) from error
-        except S3UploadFailedError as error:
-            cause = error.__context__
-            if isinstance(cause, ClientError):
-                raise self._refusal(cause, key) from error
-            raise MlopsError(f"{self.uri(key)}: upload failed: {error}") from error
-        except ClientError as error:
-            raise self._refusal(error, key) from error
-        except BotoCoreError as error:
-            raise MlopsError(f"{self.uri(key)}: {error}") from error
+        except (BaseError, FileNotFoundError, PermissionError) as error:
+            if isinstance(error, OSError) and error.errno is not None:
+                raise  # about a file of this machine
+            # Below the first line the library shows its own insides.
+            message = str(error).split("\n\nDebug source", 1)[0]
+            raise self._explained(message, key) from error
 
-    def _refusal(self, error: ClientError, key: str) -> MlopsError:
-        detail: dict[str, Any] = error.response.get("Error", {})
-        code = str(detail.get("Code", ""))
-        if code in {"404", "NoSuchKey", "NoSuchBucket"}:
+    def _explained(self, message: str, key: str) -> MlopsError:
+        found = _CODE.search(message)
+        code = found[1] if found else ""
+        if code in _MISSING or "404 Not Found" in message:
             missing = f"s3://{self.bucket}" if code == "NoSuchBucket" else self.uri(key)
             return ObjectNotFoundError(f"{missing}: does not exist at {self._endpoint}")
-        if code in {"401", "403", "AccessDenied", "InvalidAccessKeyId", "SignatureDoesNotMatch"}:
+        if code in _REFUSED or "403 Forbidden" in message or "401 Unauthorized" in message:
             return MlopsError(
-                f"{self.uri(key)}: {self._endpoint} refused these S3 credentials ({code})",
+                f"{self.uri(key)}: {self._endpoint} refused these S3 credentials ({code or 403})",
                 hint="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
             )
-        return MlopsError(f"{self.uri(key)}: {self._endpoint} answered {code}: {detail}")
+        if "response body error" in message:
+            return BrokenObjectError(f"{self.uri(key)}: {self._endpoint} cannot send all of it")
+        if "Server returned" in message:
+            return MlopsError(
+                f"{self.uri(key)}: {self._endpoint} answered {code or message.splitlines()[0]}",
+                hint="see the object store's own log; is its disk full?",
+            )
+        return MlopsError(
+            f"the object store at {self._endpoint} does not answer: {message.rsplit(' - ', 1)[-1]}",
+            hint="is it up? `./mlops local status` on a checkout; else check AWS_ENDPOINT_URL_S3",
+        )

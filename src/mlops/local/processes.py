@@ -14,6 +14,7 @@ from collections.abc import Iterable
 import psutil
 
 from mlops.errors import MlopsError
+from mlops.marked_processes import find_marked, own_line
 
 INSTANCE_VARIABLE = "MLOPS_INSTANCE"
 SERVICE_VARIABLE = "MLOPS_SERVICE"
@@ -27,19 +28,16 @@ def find_processes(instance: str) -> dict[str, list[psutil.Process]]:
     Args:
         instance: The platform's mark.
     """
-    me = psutil.Process()
-    spared = {me, *me.parents()}
     service_of: dict[psutil.Process, str] = {}
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error, OSError):  # gone, or not ours to look into
-            environment = process.environ()
-            if environment.get(INSTANCE_VARIABLE) == instance and process not in spared:
-                service_of[process] = environment.get(SERVICE_VARIABLE, "")
+    for process in find_marked(INSTANCE_VARIABLE, instance):
+        with contextlib.suppress(psutil.Error, OSError):  # gone meanwhile
+            service_of[process] = process.environ().get(SERVICE_VARIABLE, "")
     # The supervisor's children last, as everything is below it.
     for process, service in sorted(service_of.items(), key=lambda item: not item[1]):
         with contextlib.suppress(psutil.Error):
             for child in process.children(recursive=True):
                 service_of.setdefault(child, service)
+    spared = own_line()
     found: dict[str, list[psutil.Process]] = defaultdict(list)
     for process, service in service_of.items():
         with contextlib.suppress(psutil.NoSuchProcess):

@@ -1,47 +1,30 @@
-"""`mlops flows …`: validate, register, list, run and watch flow folders."""
+"""`mlops flows …`: validate, register, watch and prune flow folders."""
 
-import json
-import logging
-import signal
+import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
-from rich.console import Console
-from rich.table import Table
 
 from mlops.errors import MlopsError
+from mlops.scheduler import run_commands, watch_commands
+from mlops.scheduler.printing import AsJson, print_json, show_upload, warn
 
 if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
-
+    from mlops.scheduler.flow_folder import ReadFlow
+    from mlops.scheduler.gone import GoneDeployment
     from mlops.scheduler.register import Registration
     from mlops.settings import SchedulerSettings
-    from mlops.storage import ObjectStore
 
 app = typer.Typer(no_args_is_help=True, help="Flow folders: check, register, list, run.")
 
 Paths = Annotated[
     list[Path] | None, typer.Argument(help="Flow folders, or folders of them; default: FLOW_DIR.")
 ]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-
-_LEVEL_NAMES = {10: "DEBUG", 20: "INFO", 30: "WARN", 40: "ERROR", 50: "CRITICAL"}
-
-
-@contextmanager
-def platform() -> Iterator[tuple["SchedulerSettings", "ObjectStore", "SyncPrefectClient"]]:
-    """Open the servers that registration talks to."""
-    from mlops.prefect_api import connect
-    from mlops.settings import SchedulerSettings
-    from mlops.storage import ObjectStore
-
-    settings = SchedulerSettings.from_environment()
-    with connect(settings) as client:
-        yield settings, ObjectStore(settings, settings.prefect_bucket_name), client
 
 
 def _folders(paths: list[Path] | None) -> list[Path]:
@@ -53,49 +36,61 @@ def _folders(paths: list[Path] | None) -> list[Path]:
     return [folder for path in paths for folder in find_flow_folders(path)]
 
 
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=2, default=str))
-
-
-def _warn(message: str) -> None:
-    print(f"mlops: warning: {message}", file=sys.stderr)
-
-
 @app.command()
 def check(paths: Paths = None, *, as_json: AsJson = False) -> None:
     """Validate flow folders without talking to any server."""
-    from mlops.scheduler.register import check as check_folder
-    from mlops.scheduler.register import refuse_twins
+    from mlops.scheduler import flow_folder
 
-    report = []
+    report: list[dict[str, Any]] = []
     failed = False
-    folders = _folders(paths)
-    refuse_twins(folders)
-    for folder in folders:
+    places: dict[str, list[Path]] = defaultdict(list)
+    for folder in _folders(paths):
         try:
-            checked = check_folder(folder)
+            flow = flow_folder.read(folder)
+            schema = flow_folder.check_parameters(flow)
         except MlopsError as error:
             failed = True
-            mistakes = str(error).splitlines()
-            report.append({"folder": folder, "mistakes": mistakes})
+            report.append({"folder": folder, "mistakes": str(error).splitlines()})
             if not as_json:
                 print(error, file=sys.stderr)
             continue
-        report.append(
-            {
-                "folder": folder,
-                "name": checked.name,
-                "warnings": checked.warnings,
-                "mistakes": [],
-            }
-        )
+        name = flow.checked.name
+        places[name].append(folder)
+        warnings = _warnings(flow, schema)
+        report.append({"folder": folder, "name": name, "warnings": warnings, "mistakes": []})
         if not as_json:
-            for warning in checked.warnings:
-                _warn(warning)
-            print(f"{folder}: good ({checked.name})")
+            for warning in warnings:
+                warn(warning)
+            print(f"{folder}: good ({name})")
+    failed |= _tell_twins(places, report)
     if as_json:
-        _print_json(report)
+        print_json(report)
     raise typer.Exit(1 if failed else 0)
+
+
+def _tell_twins(places: Mapping[str, list[Path]], report: list[dict[str, Any]]) -> bool:
+    """Tell of folders that are the same deployment, and return whether there are any."""
+    found = False
+    for name, twins in places.items():
+        if len({folder.resolve() for folder in twins}) > 1:
+            found = True
+            mistake = f"{' and '.join(map(str, twins))} are both the deployment {name}"
+            print(mistake, file=sys.stderr)
+            for entry in report:
+                if entry["folder"] in twins:
+                    entry["mistakes"] = [mistake]
+    return found
+
+
+def _warnings(flow: "ReadFlow", schema: Mapping[str, Any]) -> list[str]:
+    from mlops.scheduler import flow_folder
+
+    files = flow.bundle.manifest.files
+    return [
+        *flow_folder.warnings(flow.checked),
+        *flow_folder.unset_parameters(flow.checked, schema),
+        *flow_folder.large_files(files, flow.bundle.folder),
+    ]
 
 
 @app.command()
@@ -104,146 +99,180 @@ def register(paths: Paths = None, *, as_json: AsJson = False) -> None:
 
     A folder with mistakes is reported, and nothing of it is written; the others are registered.
     """
-    from mlops.scheduler.register import refuse_twins
-    from mlops.scheduler.register import register as register_folder
-    from mlops.scheduler.spec import FlowYamlError
+    from mlops.scheduler.register import Refusal, Registrar
+    from mlops.settings import SchedulerSettings
 
     folders = _folders(paths)
-    refuse_twins(folders)
-    done: list[Registration] = []
+    settings = SchedulerSettings.from_environment()
+    report: list[dict[str, Any]] = []
     failed = False
-    progress = Console(stderr=True)
-    with platform() as (_, store, client):
-        for folder in folders:
-            try:
-                with progress.status(f"registering {folder}"):
-                    done.append(register_folder(folder, store, client))
-            except FlowYamlError as error:
+    with Registrar(settings, warn=warn, show_upload=show_upload) as registrar:
+        for outcome in registrar.register(folders):
+            if isinstance(outcome, Refusal):
                 failed = True
-                print(error, file=sys.stderr)
+                print(outcome.message, file=sys.stderr)
+                report.append({"action": "refused", **outcome.model_dump(mode="json")})
                 continue
-            for warning in done[-1].warnings:
-                _warn(warning)
+            report.append(outcome.model_dump(mode="json"))
             if not as_json:
-                _print_registration(done[-1])
+                _print_registration(outcome)
     if as_json:
-        _print_json([registration.model_dump(mode="json") for registration in done])
+        print_json(report)
     raise typer.Exit(1 if failed else 0)
 
 
 def _print_registration(done: "Registration") -> None:
-    when = f"next run {done.next_run:%Y-%m-%d %H:%M %Z}" if done.next_run else "run by hand"
-    print(f"{done.name}: {done.action}; code {done.code_uri}; {when}")
+    when = "no run ahead" if done.scheduled else "run by hand"
+    if done.next_run:
+        when = f"next run {done.next_run:%Y-%m-%d %H:%M %Z}"
+    print(f"{done.name}: {done.action}; code {done.code_uri}; {when}", flush=True)
 
 
-@app.command("list")
-def list_flows(*, as_json: AsJson = False) -> None:
-    """List the deployments with their schedule, next run and last state."""
-    from mlops.scheduler.listing import deployments
-
-    with platform() as (_, _store, client):
-        rows = deployments(client)
-    if as_json:
-        _print_json([row.model_dump(mode="json") for row in rows])
-        return
-    # Never shortened in a pipe, where the console takes 80 columns for granted.
-    console = Console(width=None if sys.stdout.isatty() else 1000)
-    table = Table("deployment", box=None, pad_edge=False)
-    for column in ("pool/queue", "schedule", "next run", "last run", "code"):
-        table.add_column(column, overflow="fold")
-    for row in rows:
-        table.add_row(
-            row.name,
-            f"{row.work_pool}/{row.work_queue}",
-            "paused" if row.paused else row.schedule,
-            f"{row.next_run:%Y-%m-%d %H:%M %Z}" if row.next_run else "",
-            row.last_state or "",
-            row.version or "",
-        )
-    console.print(table if rows else "no flow is registered")
+app.command("list")(run_commands.list_flows)
+app.command("run")(run_commands.run)
+app.command("watch")(watch_commands.watch)
 
 
 @app.command()
-def run(
-    target: Annotated[str, typer.Argument(help="A flow folder, flow/deployment, or its name.")],
+def prune(
+    path: Annotated[Path | None, typer.Argument(help="Default: FLOW_DIR.")] = None,
     *,
-    follow: Annotated[bool, typer.Option(help="Show states and log lines until it ends.")] = False,
-    param: Annotated[
-        list[str] | None, typer.Option(help="name=value; the value is JSON or text. Repeatable.")
-    ] = None,
+    code: Annotated[
+        bool,
+        typer.Option(
+            "--code", help="Remove code from S3 that no deployment and no recent run refers to."
+        ),
+    ] = False,
+    days: Annotated[
+        float, typer.Option(min=0, help="With --code: runs that ended in so many days count.")
+    ] = 30,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove without asking.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Start a run now; with --follow the exit code says whether it completed."""
-    from mlops.scheduler import runs
+    """Delete deployments whose folder is gone, after showing them; with --code, unused code.
 
-    with platform() as (settings, _, client):
-        deployment = runs.find_deployment(client, target)
-        parameters = runs.parse_parameters(param or [], deployment.parameter_openapi_schema or {})
-        flow_run = runs.start_run(client, deployment, parameters)
-        url = settings.run_url(flow_run.id)
-        report = {"flow_run_id": flow_run.id, "name": flow_run.name, "url": url}
-        if not as_json:
-            print(f"run {flow_run.name}: {url}")
-        if not follow:
-            if as_json:
-                _print_json(report)
-            return
-        out = sys.stderr if as_json else sys.stdout
-        state = None
-        try:
-            for event in runs.follow(client, flow_run.id):
-                if isinstance(event, runs.LogLine):
-                    level = _LEVEL_NAMES.get(event.level, str(event.level))
-                    print(
-                        f"{event.timestamp.astimezone():%H:%M:%S} {level:5} {event}",
-                        file=out,
-                    )
-                elif isinstance(event, runs.StateChange):
-                    state = event
-                    print(f"{event.timestamp.astimezone():%H:%M:%S} ----- {event.name}", file=out)
-                else:
-                    _warn(event.message)
-                out.flush()
-        except KeyboardInterrupt:
-            print(f"mlops: the run goes on: {url}", file=sys.stderr)
-            raise
-    completed = state is not None and state.name == "Completed"
+    Runs stay in Prefect's history. A deployment with a run in progress is kept.
+    """
+    from mlops.settings import SchedulerSettings
+
+    settings = SchedulerSettings.from_environment(flow_dir=path)
+    removed: list[str] = []
+    find = partial(_unused_code, settings, days) if code else partial(_gone_deployments, settings)
+    found = find()
+    if not as_json:
+        for each in found:
+            print(f"{each.name}: {each.reason}" + (f"; kept: {each.kept}" if each.kept else ""))
+        if not found:
+            print("nothing to remove")
+    to_remove = {each.name for each in found if not each.kept}
+    if to_remove and _approved(len(to_remove), yes=yes, ask=not as_json):
+        # Once more: while a user thought about it a folder may have come back, or code into use.
+        for each in find():
+            if each.name in to_remove and not each.kept:
+                each.remove()
+                removed.append(each.name)
+                if not as_json:
+                    print(f"removed {each.name}", flush=True)
     if as_json:
-        message = state.message if state else ""
-        _print_json({**report, "state": state.name if state else None, "message": message})
-    elif state is not None and not completed:
-        print(f"mlops: {flow_run.name}: {state.name}: {state.message}", file=sys.stderr)
-    raise typer.Exit(0 if completed else 1)
+        print_json(
+            [
+                {
+                    "name": each.name,
+                    "reason": each.reason,
+                    "kept": each.kept,
+                    "removed": each.name in removed,
+                }
+                for each in found
+            ]
+        )
+
+
+class _Prunable(NamedTuple):
+    """Something that `prune` can remove, or why it is kept."""
+
+    name: str
+    reason: str
+    kept: str
+    remove: Callable[[], None]
+
+
+def _gone_deployments(settings: "SchedulerSettings") -> list[_Prunable]:
+    from mlops.prefect_api import PrefectApi, connect
+    from mlops.scheduler.gone import find_gone
+    from mlops.scheduler.prune import delete, runs_in_progress
+
+    if not settings.flow_dir.is_dir():
+        raise MlopsError(
+            f"{settings.flow_dir}: no such folder, and so every flow would be gone",
+            hint="check FLOW_DIR; an empty folder means that nothing is to stay",
+        )
+
+    def remove(gone: "GoneDeployment") -> None:
+        with connect(settings) as client:
+            delete(client, gone)
+
+    api = PrefectApi(settings)
+    found = []
+    for gone in find_gone(api, settings.mlops_scheduler_name, settings.flow_dir):
+        runs = runs_in_progress(api, gone)
+        kept = f"in progress: {', '.join(runs)}" if runs else ""
+        found.append(_Prunable(gone.name, gone.reason, kept, partial(remove, gone)))
+    return found
+
+
+def _unused_code(settings: "SchedulerSettings", days: float) -> list[_Prunable]:
+    from mlops.prefect_api import PrefectApi
+    from mlops.scheduler.prune import delete_code, find_unused_code
+    from mlops.storage import ObjectStore
+
+    store = ObjectStore(settings, settings.prefect_bucket_name)
+    return [
+        _Prunable(
+            store.uri(version.prefix),
+            f"{len(version.keys)} objects, {version.size / 1e6:.1f} MB, uploaded "
+            f"{version.uploaded:%Y-%m-%d}; no deployment and no run of the last {days:g} days",
+            "",
+            partial(delete_code, store, version),
+        )
+        for version in find_unused_code(PrefectApi(settings), store, days)
+    ]
+
+
+def _approved(count: int, *, yes: bool, ask: bool) -> bool:
+    if yes:
+        return True
+    if ask and sys.stdin is not None and sys.stdin.isatty():
+        return typer.confirm(f"Remove {count}?")
+    print("mlops: nothing was removed; --yes removes it", file=sys.stderr)
+    return False
 
 
 @app.command()
-def watch(
-    path: Annotated[Path | None, typer.Argument(help="Default: FLOW_DIR.")] = None,
+def schema() -> None:
+    """Print the JSON Schema of flow.yaml, by which editors check and complete it."""
+    from mlops.scheduler.flow_yaml import json_schema
+
+    print_json(json_schema())
+
+
+@app.command()
+def new(
+    name: Annotated[
+        str, typer.Argument(help="Name of the flow in FLOW_DIR, or a path if it has a slash.")
+    ],
+    *,
+    as_json: AsJson = False,
 ) -> None:
-    """Register the flow folders below a path now and whenever they change (the scheduler)."""
-    from mlops.prefect_api import connect
-    from mlops.scheduler.register import register as register_folder
-    from mlops.scheduler.watch import watch_folders
-    from mlops.settings import SchedulerSettings
-    from mlops.storage import ObjectStore
+    """Make a flow folder that registers and runs, to change into your own."""
+    from mlops.scheduler.template import create_flow
+    from mlops.settings import FlowDirSettings
 
-    settings = SchedulerSettings.from_environment(flow_dir=path)
-    if not settings.flow_dir.is_dir():
-        raise MlopsError(f"{settings.flow_dir}: no such folder", hint="check FLOW_DIR")
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stdout
-    )
-    logging.getLogger("httpx").setLevel(logging.WARNING)
-    logging.getLogger("watchfiles").setLevel(logging.WARNING)
-    signal.signal(signal.SIGTERM, _stop)
-
-    def register_one(folder: Path) -> "Registration":
-        with connect(settings) as client:
-            store = ObjectStore(settings, settings.prefect_bucket_name)
-            return register_folder(folder, store, client)
-
-    watch_folders(settings.flow_dir, register_one)
-
-
-def _stop(_signal: int, _frame: object) -> NoReturn:
-    raise SystemExit(0)
+    parent, slash, last = name.rstrip("/").rpartition("/")
+    folder = Path(parent or "/") if slash else FlowDirSettings.from_environment().flow_dir
+    made = create_flow(folder, last)
+    if as_json:
+        print_json(made.model_dump(mode="json"))
+        return
+    print(f"made {made.folder} ({', '.join(file.name for file in made.files)}); next:")
+    print(f"  mlops flows register {shlex.quote(str(made.folder))}")
+    print(f"  mlops flows run {shlex.quote(made.name)} --follow")

@@ -21,6 +21,10 @@ from mlops.errors import MlopsError
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
 
 
+class SignatureError(MlopsError):
+    """The types in a flow's signature cannot be loaded."""
+
+
 class FlowFunction(BaseModel):
     """What a deployment needs to know about its function.
 
@@ -28,7 +32,6 @@ class FlowFunction(BaseModel):
         entrypoint: `file:function`, relative to the flow folder.
         flow_name: The flow's name in Prefect.
         description: The function's docstring.
-        parameter_schema: JSON Schema of its parameters, as Prefect's run form reads it.
         parameters: Names of its parameters.
         open_ended: Whether it takes `**kwargs`.
     """
@@ -38,7 +41,6 @@ class FlowFunction(BaseModel):
     entrypoint: str
     flow_name: str
     description: str | None
-    parameter_schema: dict[str, Any]
     parameters: tuple[str, ...]
     open_ended: bool
 
@@ -56,46 +58,128 @@ def read_function(folder: Path, file_name: str, function_name: str) -> FlowFunct
             dotted path in flow.yaml.
     """
     path = folder / file_name
-    try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))
-    except (SyntaxError, ValueError) as error:
-        line = f"line {error.lineno}: " if isinstance(error, SyntaxError) else ""
-        raise MlopsError(
-            f"deployment.flow_py_name: {path}: {line}not Python: {getattr(error, 'msg', error)}"
-        ) from error
+    tree = _parse(path)
     functions = {node.name: node for node in tree.body if isinstance(node, FunctionNode)}
-    flows = [name for name, node in functions.items() if _flow_decorator(node)]
+    imported = _imported_names(tree)
+    flows = [name for name, node in functions.items() if _flow_decorator(node, imported)]
     function = functions.get(function_name)
-    if function is None or not function.decorator_list:
+    if function is None or not _may_be_flow(function, imported):
         what = "has no @flow decorator" if function else "no such function"
         raise MlopsError(
             f"deployment.flow_name: {path}:{function_name}: {what}"
             + (f"; allowed: {', '.join(flows)}" if flows else "")
         )
-    schema = _parameter_schema(folder, path, tree, function)
     signature = function.args
     arguments = [*signature.posonlyargs, *signature.args, *signature.kwonlyargs]
     return FlowFunction(
         entrypoint=f"{Path(file_name).as_posix()}:{function_name}",
-        flow_name=_flow_name(path, function),
+        flow_name=_flow_name(path, function, imported),
         description=ast.get_docstring(function),
-        parameter_schema=schema,
         parameters=tuple(argument.arg for argument in arguments),
         open_ended=signature.kwarg is not None,
     )
 
 
-def _flow_decorator(function: FunctionNode) -> ast.expr | None:
+def read_parameter_schema(folder: Path, function: FlowFunction) -> dict[str, Any]:
+    """Return the JSON Schema of a flow's parameters, as Prefect's run form reads it.
+
+    It takes Prefect to make it, whose import takes longer than all the rest of a registration:
+    for a deployment that is up to date nobody asks.
+
+    Args:
+        folder: The flow folder.
+        function: The flow in it.
+
+    Raises:
+        SignatureError: The types in its signature cannot be loaded.
+        MlopsError: There is no room for a temporary file.
+    """
+    from prefect.utilities.callables import parameter_schema_from_entrypoint
+
+    file_name, _, function_name = function.entrypoint.rpartition(":")
+    path = folder / file_name
+    tree = _parse(path)
+    node = next(
+        (n for n in tree.body if isinstance(n, FunctionNode) and n.name == function_name), None
+    )
+    if node is None:  # the file was written to
+        raise SignatureError(f"deployment.flow_name: {path}:{function_name}: no such function")
+    source_text = ast.unparse(_signature_slice(tree, node))
+    try:
+        with tempfile.TemporaryDirectory(prefix="mlops-signature-") as temporary:
+            source = Path(temporary) / path.name
+            source.write_text(source_text, encoding="utf-8")
+            try:
+                with _importable(folder, path.parent):
+                    schema = parameter_schema_from_entrypoint(f"{source}:{function_name}")
+            except (Exception, SystemExit) as error:
+                # Whatever a module that the types come from raises while it is imported.
+                raise SignatureError(
+                    f"deployment.flow_name: {path}:{function_name}: its parameters cannot be "
+                    f"read: {type(error).__name__}: {error}"
+                ) from error
+    except OSError as error:
+        raise MlopsError(
+            f"{error.filename or tempfile.gettempdir()}: {error.strerror or error}",
+            hint="a flow's signature is read through a temporary file: free space there, or "
+            "point TMPDIR elsewhere",
+        ) from error
+    return schema.model_dump(mode="json", exclude_unset=False)
+
+
+def _parse(path: Path) -> ast.Module:
+    try:
+        return ast.parse(path.read_bytes(), filename=str(path))
+    except (SyntaxError, ValueError) as error:
+        line = f"line {error.lineno}: " if isinstance(error, SyntaxError) else ""
+        raise MlopsError(
+            f"deployment.flow_py_name: {path}: {line}not Python: {getattr(error, 'msg', error)}"
+        ) from error
+    except OSError as error:
+        raise MlopsError(
+            f"deployment.flow_py_name: {path}: cannot be read: {error.strerror}"
+        ) from error
+
+
+def _imported_names(tree: ast.Module) -> dict[str, str]:
+    """Return what the names that a file imports stand for, `f` for `prefect.flow`."""
+    names: dict[str, str] = {}
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            names |= {alias.asname: alias.name for alias in node.names if alias.asname}
+        elif isinstance(node, ast.ImportFrom):
+            names |= {a.asname or a.name: f"{node.module}.{a.name}" for a in node.names}
+    return names
+
+
+def _decorator_name(decorator: ast.expr, imported: dict[str, str]) -> str:
+    """Return a decorator's dotted name, as it is where it comes from."""
+    target = decorator.func if isinstance(decorator, ast.Call) else decorator
+    if isinstance(target, ast.Attribute):
+        return f"{_decorator_name(target.value, imported)}.{target.attr}"
+    name = getattr(target, "id", "")
+    return imported.get(name, name)
+
+
+def _flow_decorator(function: FunctionNode, imported: dict[str, str]) -> ast.expr | None:
     for decorator in function.decorator_list:
-        target = decorator.func if isinstance(decorator, ast.Call) else decorator
-        name = target.attr if isinstance(target, ast.Attribute) else getattr(target, "id", "")
-        if name == "flow":
+        if _decorator_name(decorator, imported).rpartition(".")[2] == "flow":
             return decorator
     return None
 
 
-def _flow_name(path: Path, function: FunctionNode) -> str:
-    decorator = _flow_decorator(function)
+def _may_be_flow(function: FunctionNode, imported: dict[str, str]) -> bool:
+    """Return whether a function is a flow, as far as its decorators tell.
+
+    One that is not known may well make a flow of it.
+    """
+    names = [_decorator_name(decorator, imported) for decorator in function.decorator_list]
+    unknown = [name for name in names if name.split(".")[0] not in {"functools", "contextlib"}]
+    return any(name.rpartition(".")[2] != "task" for name in unknown)
+
+
+def _flow_name(path: Path, function: FunctionNode, imported: dict[str, str]) -> str:
+    decorator = _flow_decorator(function, imported)
     for keyword in decorator.keywords if isinstance(decorator, ast.Call) else []:
         if keyword.arg != "name":
             continue
@@ -112,32 +196,15 @@ def _flow_name(path: Path, function: FunctionNode) -> str:
     return function.name.replace("_", "-")
 
 
-def _parameter_schema(
-    folder: Path, path: Path, tree: ast.Module, function: FunctionNode
-) -> dict[str, Any]:
-    from prefect.utilities.callables import parameter_schema_from_entrypoint
-
-    with (
-        tempfile.TemporaryDirectory(prefix="mlops-signature-") as temporary,
-        _importable(folder, path.parent),
-    ):
-        source = Path(temporary) / path.name
-        source.write_text(ast.unparse(_signature_slice(tree, function)), encoding="utf-8")
-        try:
-            schema = parameter_schema_from_entrypoint(f"{source}:{function.name}")
-        except Exception as error:
-            # Whatever a module that the signature's types come from raises while it is imported.
-            raise MlopsError(
-                f"deployment.flow_name: {path}:{function.name}: its parameters cannot be read: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-    return schema.model_dump(mode="json", exclude_unset=False)
-
-
 def _signature_slice(tree: ast.Module, function: FunctionNode) -> ast.Module:
     """Return a module with the function's signature and docstring and what these refer to."""
     bare = copy.copy(function)
     bare.decorator_list = []
+    # Prefect passes parameters by name, and its loader chokes on the other kinds.
+    signature = copy.copy(function.args)
+    signature.args = [*signature.posonlyargs, *signature.args]
+    signature.posonlyargs, signature.vararg, signature.kwarg = [], None, None
+    bare.args = signature
     bare.body = [*function.body[: bool(ast.get_docstring(function))], ast.Pass()]
     needed: set[int] = set()
     wanted = _names_in(bare.args)
@@ -152,9 +219,14 @@ def _signature_slice(tree: ast.Module, function: FunctionNode) -> ast.Module:
     body = [
         node
         for index, node in enumerate(tree.body)
-        if index in needed or (isinstance(node, ast.ImportFrom) and node.module == "__future__")
+        if index in needed or (isinstance(node, ast.ImportFrom) and _binds_unseen(node))
     ]
     return ast.fix_missing_locations(ast.Module(body=[*body, bare], type_ignores=[]))
+
+
+def _binds_unseen(node: ast.ImportFrom) -> bool:
+    """Return whether an import may matter to the signature though it names nothing in it."""
+    return node.module == "__future__" or any(alias.name == "*" for alias in node.names)
 
 
 def _names_in(node: ast.AST) -> set[str]:

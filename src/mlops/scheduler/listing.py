@@ -1,15 +1,16 @@
 """What is registered, and how it is doing."""
 
 import datetime as dt
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, TypeAdapter
 
-from mlops.scheduler.runs import all_deployments
+from mlops.prefect_api import PrefectApi
+from mlops.scheduler.deployments import DeploymentSchedule, read_all
 
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
+_BEGUN = ("RUNNING", "COMPLETED", "FAILED", "CRASHED", "CANCELLED", "CANCELLING", "PAUSED")
+_MOMENT: TypeAdapter[dt.datetime | None] = TypeAdapter(dt.datetime | None)
 
 
 class DeploymentRow(BaseModel):
@@ -28,64 +29,53 @@ class DeploymentRow(BaseModel):
     version: str | None
 
 
-def deployments(client: "SyncPrefectClient") -> list[DeploymentRow]:
+def deployments(api: PrefectApi) -> list[DeploymentRow]:
     """Return every deployment with its schedule, next run and last state, sorted by name."""
     return [
         DeploymentRow(
-            name=f"{flow_name}/{deployment.name}",
+            name=name,
             deployment_id=deployment.id,
             work_pool=deployment.work_pool_name,
             work_queue=deployment.work_queue_name,
-            schedule="; ".join(_describe(s.schedule, active=s.active) for s in deployment.schedules)
-            or "by hand",
+            schedule="; ".join(map(_describe, deployment.schedules)) or "by hand",
             paused=deployment.paused,
-            next_run=next_run(client, deployment.id),
-            last_state=_last_state(client, deployment.id),
+            next_run=next_run(api, deployment.id),
+            last_state=_last_state(api, deployment.id),
             version=deployment.version,
         )
-        for flow_name, deployment in all_deployments(client)
+        for name, deployment in sorted(
+            read_all(api).items(), key=lambda item: item[0].split("/", 1)
+        )
     ]
 
 
-def _describe(schedule: Any, *, active: bool) -> str:
-    """Return a Prefect schedule as text; Prefect's three kinds have one field each."""
-    what = getattr(schedule, "cron", None) or getattr(schedule, "rrule", None)
-    if what is None:
-        what = f"every {schedule.interval.total_seconds():.0f} s"
-    return f"{what} {schedule.timezone or 'UTC'}" + ("" if active else " (off)")
+def _describe(each: DeploymentSchedule) -> str:
+    """Return a schedule as text; Prefect's three kinds have one field each."""
+    schedule = each.schedule
+    what = schedule.get("cron") or schedule.get("rrule") or f"every {schedule['interval']:.0f} s"
+    return f"{what} {schedule.get('timezone') or 'UTC'}" + ("" if each.active else " (off)")
 
 
-def next_run(client: "SyncPrefectClient", deployment_id: UUID) -> dt.datetime | None:
+def next_run(api: PrefectApi, deployment_id: UUID) -> dt.datetime | None:
     """Return when the server will start the next run of a deployment, or None."""
-    runs = _runs(client, deployment_id, ("SCHEDULED",), "EXPECTED_START_TIME_ASC")
-    return runs[0].expected_start_time if runs else None
+    run = _first_run(api, deployment_id, ("SCHEDULED",), "EXPECTED_START_TIME_ASC")
+    return _MOMENT.validate_python(run["expected_start_time"]) if run else None
 
 
-def _last_state(client: "SyncPrefectClient", deployment_id: UUID) -> str | None:
-    begun = ("RUNNING", "COMPLETED", "FAILED", "CRASHED", "CANCELLED", "CANCELLING", "PAUSED")
-    runs = _runs(client, deployment_id, begun, "START_TIME_DESC")
-    return runs[0].state_name if runs else None
+def _last_state(api: PrefectApi, deployment_id: UUID) -> str | None:
+    run = _first_run(api, deployment_id, _BEGUN, "START_TIME_DESC")
+    return run["state_name"] if run else None
 
 
-def _runs(
-    client: "SyncPrefectClient", deployment_id: UUID, states: tuple[str, ...], sort: str
-) -> Any:
-    from prefect.client.schemas.filters import (
-        FlowRunFilter,
-        FlowRunFilterDeploymentId,
-        FlowRunFilterState,
-        FlowRunFilterStateType,
-    )
-    from prefect.client.schemas.objects import StateType
-    from prefect.client.schemas.sorting import FlowRunSort
-
-    return client.read_flow_runs(
-        flow_run_filter=FlowRunFilter(
-            deployment_id=FlowRunFilterDeploymentId(any_=[deployment_id]),
-            state=FlowRunFilterState(
-                type=FlowRunFilterStateType(any_=[StateType(state) for state in states])
-            ),
-        ),
-        sort=FlowRunSort(sort),
-        limit=1,
-    )
+def _first_run(
+    api: PrefectApi, deployment_id: UUID, states: tuple[str, ...], sort: str
+) -> dict[str, Any] | None:
+    query = {
+        "flow_runs": {
+            "deployment_id": {"any_": [str(deployment_id)]},
+            "state": {"type": {"any_": states}},
+        },
+        "sort": sort,
+        "limit": 1,
+    }
+    return next(iter(api.post("/flow_runs/filter", query)), None)

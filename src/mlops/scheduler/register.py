@@ -1,4 +1,4 @@
-"""Registration: a flow folder becomes a bundle in S3 and a deployment in Prefect.
+"""Registration: flow folders become bundles in S3 and deployments in Prefect.
 
 Create or update in place, and write nothing where nothing changed. What people switch in the
 Prefect UI (the deployment's pause, the schedule's own switch, schedules that they added) stays
@@ -6,53 +6,39 @@ as they left it.
 """
 
 import datetime as dt
-from collections.abc import Iterable
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
-from mlops.bundles import (
-    PULL_STEP,
-    EnvironmentNeeds,
-    FolderChangedError,
-    Manifest,
-    prefix_of,
-    read_folder,
-    upload,
-)
 from mlops.errors import MlopsError
-from mlops.prefect_api import ensure_work_pool
-from mlops.scheduler.entrypoint import FlowFunction, read_function
-from mlops.scheduler.schedule import CronSchedule, IntervalSchedule, Schedule, next_runs
-from mlops.scheduler.spec import FlowSpec, FlowYamlError, read_spec
-from mlops.storage import ObjectStore
+from mlops.prefect_api import PrefectApi, connect, ensure_work_pool
+from mlops.scheduler import deployments, flow_folder
+from mlops.scheduler.deployments import Deployment, DeploymentChangedError
+from mlops.scheduler.flow_files import FolderChangedError
+from mlops.scheduler.flow_folder import ReadFlow
+from mlops.scheduler.schedule import next_runs
+from mlops.scheduler.source import Source
+from mlops.scheduler.spec import FlowYamlError
+from mlops.scheduler.twins import TwinError, is_same, refuse_twin
+from mlops.scheduler.upload import missing_files, upload
+from mlops.settings import SchedulerSettings
+from mlops.storage import ObjectStore, Progress
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.responses import DeploymentResponse
 
-SCHEDULE_SLUG = "flow-yaml"  # marks our schedule among those that people add in the UI
-READ_ATTEMPTS = 3
-VERSION_DIGITS = 12
+ATTEMPTS = 3  # for a folder or a deployment that changes meanwhile
+SHOWN_UPLOAD_BYTES = 16 << 20  # a smaller one is over before it says anything
+RETRIES = 1  # of a request to Prefect; whoever registers can do so again
 
-Action = Literal["created", "updated", "unchanged"]
-
-
-class CheckedFlow(BaseModel):
-    """A flow folder without mistakes."""
-
-    model_config = ConfigDict(frozen=True)
-
-    spec: FlowSpec
-    function: FlowFunction
-    warnings: tuple[str, ...]
-
-    @property
-    def name(self) -> str:
-        """The deployment's full name in Prefect, `flow/deployment`."""
-        return f"{self.function.flow_name}/{self.spec.content.deployment.deploy_name}"
+Action = Literal["created", "updated", "repaired", "unchanged"]
+ShowUpload = Callable[[str, int], AbstractContextManager[Progress | None]]
 
 
 class Registration(BaseModel):
@@ -66,239 +52,249 @@ class Registration(BaseModel):
     action: Action
     code_uri: str
     code_hash: str
+    scheduled: bool
     next_run: dt.datetime | None
     warnings: tuple[str, ...]
 
 
-def check(folder: Path) -> CheckedFlow:
-    """Check a flow folder without talking to any server.
+class Refusal(BaseModel):
+    """A folder that was not registered, and why; the deployment it may have is as it was."""
 
-    Raises:
-        FlowYamlError: flow.yaml has mistakes; all of them are named.
-    """
-    spec = read_spec(folder)
-    section = spec.content.deployment
-    mistakes: list[str] = []
-    for key, value in (("deploy_name", section.deploy_name), ("pool_name", section.pool_name)):
-        if any(character in value for character in "/%&<>"):
-            mistakes.append(
-                f"deployment.{key}: {value!r} has a character that Prefect refuses (/ % & < >)"
-            )
-    try:
-        function = read_function(spec.folder, section.flow_py_name, section.flow_name)
-    except MlopsError as error:
-        raise FlowYamlError(spec.path, [*mistakes, error.message]) from error
-    if not function.open_ended:
-        mistakes += [
-            f"parameters.{name}: {section.flow_name} has no such parameter"
-            f"; allowed: {', '.join(function.parameters) or 'none'}"
-            for name in spec.content.parameters
-            if name not in function.parameters
-        ]
-    if mistakes:
-        raise FlowYamlError(spec.path, mistakes)
-    return CheckedFlow(spec=spec, function=function, warnings=_warnings(spec))
+    model_config = ConfigDict(frozen=True)
+
+    folder: Path
+    message: str
 
 
-def refuse_twins(folders: Iterable[Path]) -> None:
-    """Make sure that no two folders are the same deployment; each would overwrite the other.
-
-    Folders with mistakes are left to `check`.
-
-    Raises:
-        MlopsError: Two are; both are named.
-    """
-    places: dict[str, Path] = {}
-    for folder in folders:
-        try:
-            name = check(folder).name
-        except MlopsError:
-            continue
-        twin = places.setdefault(name, folder)
-        if twin.resolve() != folder.resolve():
-            raise MlopsError(
-                f"{twin} and {folder} are both the deployment {name}",
-                hint="change deployment.deploy_name in one of them",
-            )
+_REFUSALS = (FlowYamlError, FolderChangedError, DeploymentChangedError, TwinError)
 
 
-def register(
-    folder: Path,
-    store: ObjectStore,
-    client: "SyncPrefectClient",
-) -> Registration:
-    """Register one flow folder.
+class Registrar:
+    """Registers flow folders with one platform; a context manager.
 
     Args:
-        folder: The flow folder.
-        store: The bucket for code.
-        client: The Prefect server.
-
-    Raises:
-        FlowYamlError: flow.yaml has mistakes; nothing was written.
-        MlopsError: A server does not answer or refuses; a later registration completes it.
+        settings: Where the platform is, and as whom to speak.
+        warn: Is told at once what a user should know, before anything is overwritten.
+        show_upload: Is given a folder's name and the bytes to send, if these are many, and
+            returns a context whose value is told the progress.
+        retries: How often a request to Prefect is tried again when the server is away.
     """
-    checked = check(folder)
-    checked, manifest = _upload(folder, checked, store)
-    warnings = list(checked.warnings)
-    if ensure_work_pool(client, checked.spec.content.deployment.pool_name):
-        warnings.append(
-            f"work pool {checked.spec.content.deployment.pool_name!r} did not exist and was "
-            "created; its runs wait until an agent serves it"
+
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        *,
+        warn: Callable[[str], None],
+        show_upload: ShowUpload,
+        retries: int = RETRIES,
+    ) -> None:
+        self._settings = settings
+        self._api = PrefectApi(settings)
+        self._store = ObjectStore(settings, settings.prefect_bucket_name)
+        self._warn = warn
+        self._show_upload = show_upload
+        self._retries = retries
+        self._connection = ExitStack()
+        self._client: SyncPrefectClient | None = None
+        self._pools: set[str] = set()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        # The connection makes errors that a user can act on of what its client raises.
+        self._connection.__exit__(kind, error, trace)
+
+    def register(self, folders: Iterable[Path]) -> Iterator[Registration | Refusal]:
+        """Register flow folders, yielding each one's outcome as it is known.
+
+        A folder with a mistake is refused and does not keep the others from being registered.
+
+        Raises:
+            MlopsError: A server does not answer or refuses; a later registration completes it.
+        """
+        flows: list[ReadFlow] = []
+        for folder in folders:
+            try:
+                flows.append(flow_folder.read(folder))
+            except MlopsError as error:
+                yield Refusal(folder=folder, message=str(error))
+        registered = deployments.read_named(self._api, (flow.checked.names for flow in flows))
+        for flow in flows:
+            deployment = registered.get(flow.checked.name)
+            try:
+                refuse_twin(flow, deployment, flows, self._settings.mlops_scheduler_name)
+                yield self._register(flow, deployment)
+            except _REFUSALS as error:
+                yield Refusal(folder=flow.bundle.folder, message=str(error))
+
+    def _source(self, folder: Path, deployment: Deployment | None) -> Source:
+        """Return what the deployment's path is to tell: the folder under the name it goes by.
+
+        A link to a folder stays a link: it may lead to another release tomorrow. Of several
+        names of one folder the first that was registered stays.
+        """
+        here = Source(self._settings.mlops_scheduler_name, folder)
+        owner = deployment.source if deployment else None
+        if owner and owner.scheduler == here.scheduler and is_same(owner.folder, folder):
+            return owner._replace(gone=False)
+        return here
+
+    def _register(self, flow: ReadFlow, deployment: Deployment | None) -> Registration:
+        """Register one folder; what changes meanwhile is read and looked up again."""
+        for _ in range(ATTEMPTS - 1):
+            try:
+                return self._register_once(flow, deployment)
+            except FolderChangedError:
+                flow = flow_folder.read(flow.bundle.folder)
+            except DeploymentChangedError:
+                self._pools.clear()
+            deployment = self._look_up(flow)
+        return self._register_once(flow, deployment)
+
+    def _look_up(self, flow: ReadFlow) -> Deployment | None:
+        registered = deployments.read_named(self._api, [flow.checked.names])
+        return registered.get(flow.checked.name)
+
+    def _register_once(self, flow: ReadFlow, deployment: Deployment | None) -> Registration:
+        notes: list[str] = []
+
+        def warn(message: str) -> None:
+            notes.append(message)
+            self._warn(message)
+
+        for warning in flow_folder.warnings(flow.checked):
+            warn(warning)
+        source = self._source(flow.bundle.folder, deployment)
+        wanted = deployments.wanted_fields(flow, self._store.bucket, source)
+        changed = deployments.differences(deployment, wanted) if deployment else wanted
+        # Mistakes in the signature are told before anything is uploaded.
+        schema = flow_folder.check_parameters(flow) if changed else {}
+        for warning in flow_folder.unset_parameters(flow.checked, schema):
+            warn(warning)
+        uploaded = self._upload(flow, warn)
+        if deployment is None:
+            client = self._serve_pool(flow, warn)
+            deployment_id = deployments.create(client, flow, wanted, schema)
+            return self._registration(flow, deployment_id, "created", notes)
+        action: Action = "unchanged"
+        # Before the code: whose code it is in the end, that one finds a schedule of another's.
+        if deployments.schedule_differs(deployment, flow.checked.spec.schedule):
+            deployments.write_schedule(self._connect(), deployment, flow.checked.spec.schedule)
+            action = "updated"
+        if changed:
+            for effect in _effects(deployment, changed):
+                warn(f"{flow.checked.name}: {effect}")
+            deployments.update(self._serve_pool(flow, warn), deployment, wanted, schema)
+            action = "updated"
+        if action == "updated":
+            self._verify(flow, wanted, complete=bool(changed))
+        elif uploaded:
+            warn(f"{flow.checked.name}: its code in S3 was damaged and is whole again")
+            action = "repaired"
+        return self._registration(flow, deployment.id, action, notes)
+
+    def _verify(self, flow: ReadFlow, wanted: dict[str, Any], *, complete: bool) -> None:
+        """Make sure that two registrations at the same time are not mixed in one deployment.
+
+        Args:
+            flow: What was registered.
+            wanted: The deployment's fields.
+            complete: They were written, not the schedule alone: who then finds the code of
+                another knows that the other comes after, and verifies in turn.
+
+        Raises:
+            DeploymentChangedError: They are.
+        """
+        found = self._look_up(flow)
+        if found is not None:
+            ours = deployments.differences(found, wanted)
+            if complete and not ours.keys().isdisjoint({"pull_steps", "path"}):
+                return
+            if not ours and not deployments.schedule_differs(found, flow.checked.spec.schedule):
+                return
+        raise DeploymentChangedError(
+            f"{flow.checked.name}: somebody else changes it at the same time",
+            hint="register it again",
         )
-    prefix = prefix_of(checked.spec.folder.name, manifest.content_hash)
-    wanted = _deployment_fields(checked, store.bucket, prefix, manifest.content_hash)
-    deployment_id, action = _write_deployment(client, checked, wanted)
-    schedule = checked.spec.schedule
-    runs = next_runs(schedule, 1) if schedule else []
-    return Registration(
-        folder=checked.spec.folder,
-        name=checked.name,
-        deployment_id=deployment_id,
-        action=action,
-        code_uri=store.uri(f"{prefix}/"),
-        code_hash=manifest.content_hash,
-        next_run=runs[0] if runs else None,
-        warnings=tuple(warnings),
-    )
 
-
-def _upload(folder: Path, checked: CheckedFlow, store: ObjectStore) -> tuple[CheckedFlow, Manifest]:
-    """Hash and upload the folder; a folder that changes meanwhile is read again."""
-    for attempt in range(READ_ATTEMPTS):
-        manifest = read_folder(checked.spec.folder, _needs(checked.spec))
-        try:
-            upload(checked.spec.folder, manifest, store)
-        except FolderChangedError:
-            if attempt == READ_ATTEMPTS - 1:
-                raise
-            checked = check(folder)
-        else:
-            return checked, manifest
-    raise AssertionError  # the last attempt returned or raised
-
-
-def _needs(spec: FlowSpec) -> EnvironmentNeeds:
-    content = spec.content
-    return EnvironmentNeeds(
-        requirements=content.requirements
-        if (spec.folder / content.requirements).is_file()
-        else None,
-        python=content.python,
-        gpus=content.gpus,
-        warm=content.warm,
-    )
-
-
-def _warnings(spec: FlowSpec) -> tuple[str, ...]:
-    if spec.schedule is None or next_runs(spec.schedule, 1):
-        return ()
-    return (f"{spec.path}: scheduler: the schedule has no run in the future",)
-
-
-def _deployment_fields(
-    checked: CheckedFlow, bucket: str, prefix: str, content_hash: str
-) -> dict[str, Any]:
-    content = checked.spec.content
-    return {
-        "version": content_hash[:VERSION_DIGITS],
-        # Not None: Prefect 3.8.8's client makes the word "None" of it.
-        "description": content.description or checked.function.description or "",
-        "parameters": content.parameters,
-        "tags": sorted(content.tags),
-        "work_pool_name": content.deployment.pool_name,
-        "work_queue_name": content.deployment.queue_name,
-        "entrypoint": checked.function.entrypoint,
-        "parameter_openapi_schema": checked.function.parameter_schema,
-        "enforce_parameter_schema": True,
-        "concurrency_limit": content.concurrency_limit,
-        "pull_steps": [{PULL_STEP: {"bucket": bucket, "folder": prefix}}],
-        "job_variables": {},
-    }
-
-
-def _write_deployment(
-    client: "SyncPrefectClient", checked: CheckedFlow, wanted: dict[str, Any]
-) -> tuple[UUID, Action]:
-    from prefect.client.schemas.actions import DeploymentUpdate
-    from prefect.exceptions import ObjectNotFound
-
-    try:
-        deployment = client.read_deployment_by_name(checked.name)
-    except ObjectNotFound:
-        return _create_deployment(client, checked, wanted), "created"
-    changed = {name: value for name, value in wanted.items() if _current(deployment, name) != value}
-    if changed:
-        # Both name the place in the queue; a changed parameter is checked against the schema.
-        together = ("work_pool_name", "work_queue_name", "parameters", "parameter_openapi_schema")
-        update = DeploymentUpdate(**changed, **{k: wanted[k] for k in together if k not in changed})
-        client.update_deployment(deployment.id, update)
-    rescheduled = _write_schedule(client, deployment, checked.spec.schedule)
-    return deployment.id, "updated" if changed or rescheduled else "unchanged"
-
-
-def _create_deployment(
-    client: "SyncPrefectClient", checked: CheckedFlow, wanted: dict[str, Any]
-) -> UUID:
-    from prefect.client.schemas.actions import DeploymentScheduleCreate
-
-    schedule = checked.spec.schedule
-    return client.create_deployment(
-        flow_id=client.create_flow_from_name(checked.function.flow_name),
-        name=checked.spec.content.deployment.deploy_name,
-        schedules=[DeploymentScheduleCreate(schedule=_to_prefect(schedule), slug=SCHEDULE_SLUG)]
-        if schedule
-        else [],
-        **wanted,
-    )
-
-
-def _current(deployment: "DeploymentResponse", name: str) -> object:
-    if name == "concurrency_limit":
-        limit = deployment.global_concurrency_limit
-        return limit.limit if limit else None
-    value = getattr(deployment, name)
-    return sorted(value) if name == "tags" else value
-
-
-def _write_schedule(
-    client: "SyncPrefectClient", deployment: "DeploymentResponse", schedule: Schedule | None
-) -> bool:
-    """Bring our one schedule up to date; return whether something was written.
-
-    It is addressed by itself: a deployment update that carries schedules makes one that was
-    switched off in the UI active again, and drops those that people added.
-    """
-    from prefect.client.schemas.actions import DeploymentScheduleCreate
-
-    ours = next((s for s in deployment.schedules if s.slug == SCHEDULE_SLUG), None)
-    if schedule is None:
-        if ours is not None:
-            client.delete_deployment_schedule(deployment.id, ours.id)
-        return ours is not None
-    wanted = _to_prefect(schedule)
-    if ours is None:
-        create = DeploymentScheduleCreate(schedule=wanted, slug=SCHEDULE_SLUG)
-        client.create_deployment_schedules(deployment.id, [create])
+    def _upload(self, flow: ReadFlow, warn: Callable[[str], None]) -> bool:
+        """Bring the bundle to S3 and return whether anything was missing there."""
+        missing = missing_files(flow.bundle, self._store)
+        if missing is None:
+            return False
+        for warning in flow_folder.large_files(missing, flow.bundle.folder):
+            warn(warning)
+        size = sum(file.size for file in missing)
+        show = self._show_upload if size >= SHOWN_UPLOAD_BYTES else _show_nothing
+        with show(flow.bundle.folder.name, size) as progress:
+            upload(flow.bundle, missing, self._store, progress)
         return True
-    if ours.schedule.model_dump(mode="json") == wanted.model_dump(mode="json"):
-        return False
-    client.update_deployment_schedule(deployment.id, ours.id, schedule=wanted)
-    return True
 
-
-def _to_prefect(schedule: Schedule) -> Any:
-    """Return Prefect's own schedule object."""
-    from prefect.client.schemas import schedules as prefect
-
-    match schedule:
-        case CronSchedule():
-            return prefect.CronSchedule(cron=schedule.cron, timezone=schedule.timezone)
-        case IntervalSchedule():
-            return prefect.IntervalSchedule(
-                interval=dt.timedelta(seconds=schedule.seconds),
-                anchor_date=schedule.anchor,
-                timezone=schedule.timezone,
+    def _serve_pool(self, flow: ReadFlow, warn: Callable[[str], None]) -> "SyncPrefectClient":
+        """Make sure of the work pool that a deployment needs; return the client for the rest."""
+        client = self._connect()
+        pool = flow.checked.spec.content.deployment.pool_name
+        if pool not in self._pools and ensure_work_pool(client, pool):
+            warn(
+                f"work pool {pool!r} did not exist and was created; its runs wait until an agent "
+                "serves it"
             )
-        case _:
-            return prefect.RRuleSchedule(rrule=schedule.rrule, timezone=schedule.timezone)
+        self._pools.add(pool)
+        return client
+
+    def _connect(self) -> "SyncPrefectClient":
+        if self._client is None:
+            connection = connect(self._settings, retries=self._retries)
+            self._client = self._connection.enter_context(connection)
+        return self._client
+
+    def _registration(
+        self, flow: ReadFlow, deployment_id: UUID, action: Action, warnings: list[str]
+    ) -> Registration:
+        schedule = flow.checked.spec.schedule
+        runs = next_runs(schedule, 1) if schedule else []
+        return Registration(
+            folder=flow.bundle.folder,
+            name=flow.checked.name,
+            deployment_id=deployment_id,
+            action=action,
+            code_uri=self._store.uri(f"{flow.bundle.prefix}/"),
+            code_hash=flow.bundle.manifest.content_hash,
+            scheduled=schedule is not None,
+            next_run=runs[0] if runs else None,
+            warnings=tuple(warnings),
+        )
+
+
+def _show_nothing(_name: str, _size: int) -> AbstractContextManager[None]:
+    return nullcontext()
+
+
+def _effects(deployment: Deployment, changed: dict[str, Any]) -> Iterator[str]:
+    """Yield what becomes of the parameters, which the UI can edit, and of source and pause."""
+    for name, value in deployment.parameters.items():
+        new = changed.get("parameters", deployment.parameters)
+        if name not in new:
+            yield f"parameter {name}: {_shown(value)} is removed: flow.yaml has none"
+        elif new[name] != value:
+            yield f"parameter {name}: {_shown(value)} is overwritten by {_shown(new[name])}"
+    if "pull_steps" not in changed:  # the folder is the same, and so it was the UI
+        for field in sorted(changed.keys() - {"parameters", "path"}):
+            was, will = _shown(deployment.value(field)), _shown(changed[field])
+            yield f"{field}: {was} is overwritten by {will}"
+    other = deployment.source
+    new_path = changed.get("path")
+    if new_path and other and other._replace(gone=False) != Source.parse(new_path):
+        yield f"was registered from {other}, now from {new_path}"
+    if other and other.gone and deployment.paused:
+        yield "resumed, its folder is back"
+
+
+def _shown(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)

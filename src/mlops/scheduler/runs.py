@@ -11,13 +11,14 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict
 
 from mlops.errors import MlopsError, UsageError
-from mlops.scheduler.register import check
+from mlops.prefect_api import PrefectApi
+from mlops.scheduler.deployments import Deployment, read_all, read_named
+from mlops.scheduler.flow_folder import check
 from mlops.scheduler.spec import find_flow_yaml
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
     from prefect.client.schemas.objects import FlowRun
-    from prefect.client.schemas.responses import DeploymentResponse
 
 POLL_SECONDS = 0.5
 LATE_AFTER_SECONDS = 20.0
@@ -63,55 +64,34 @@ class Waiting(BaseModel):
 RunEvent = LogLine | StateChange | Waiting
 
 
-def find_deployment(client: "SyncPrefectClient", target: str) -> "DeploymentResponse":
+def find_deployment(api: PrefectApi, target: str) -> Deployment:
     """Return the deployment that a user means.
 
     Args:
-        client: The Prefect server.
+        api: The Prefect server.
         target: A flow folder, `flow/deployment`, or one of the two names if only one
             deployment has it.
 
     Raises:
         MlopsError: There is none, or more than one.
     """
-    from prefect.exceptions import ObjectNotFound
-
     folder = Path(target)
     if folder.is_dir() and find_flow_yaml(folder):
-        name = check(folder).name
-        try:
-            return client.read_deployment_by_name(name)
-        except ObjectNotFound:
+        checked = check(folder)
+        found = read_named(api, [checked.names]).get(checked.name)
+        if found is None:
             raise MlopsError(
-                f"{target}: {name} is not registered", hint=f"mlops flows register {target}"
-            ) from None
-    named = {
-        f"{flow}/{deployment.name}": deployment for flow, deployment in all_deployments(client)
-    }
+                f"{target}: {checked.name} is not registered",
+                hint=f"mlops flows register {target}",
+            )
+        return found
+    named = read_all(api)
     matches = [name for name in named if target == name or target in name.split("/", 1)]
     if len(matches) != 1:
         problem = "names more than one deployment" if matches else "no such deployment"
         choice = ", ".join(sorted(matches or named)) or "none is registered"
         raise MlopsError(f"{target}: {problem}; allowed: {choice}")
     return named[matches[0]]
-
-
-def all_deployments(
-    client: "SyncPrefectClient",
-) -> list[tuple[str, "DeploymentResponse"]]:
-    """Return every deployment with its flow's name, sorted by name."""
-    deployments: list[DeploymentResponse] = []
-    while page := client.read_deployments(limit=LOG_PAGE, offset=len(deployments)):
-        deployments += page
-    flows: dict[UUID, str] = {}
-    offset = 0
-    while page_of_flows := client.read_flows(limit=LOG_PAGE, offset=offset):
-        flows |= {flow.id: flow.name for flow in page_of_flows}
-        offset += len(page_of_flows)
-    return sorted(
-        ((flows.get(deployment.flow_id, "?"), deployment) for deployment in deployments),
-        key=lambda pair: (pair[0], pair[1].name),
-    )
 
 
 def parse_parameters(assignments: Sequence[str], schema: Mapping[str, Any]) -> dict[str, Any]:
@@ -126,10 +106,11 @@ def parse_parameters(assignments: Sequence[str], schema: Mapping[str, Any]) -> d
         name, separator, text = assignment.partition("=")
         if not separator:
             raise UsageError(f"--param {assignment}: allowed: name=value")
-        if properties and name not in properties:
+        if schema and name not in properties:
             known = sorted(properties, key=lambda each: properties[each].get("position", 0))
             raise UsageError(
-                f"--param {name}: the flow has no such parameter; allowed: {', '.join(known)}"
+                f"--param {name}: the flow has no such parameter; "
+                f"allowed: {', '.join(known) or 'none'}"
             )
         if properties.get(name, {}).get("type") == "string":
             parameters[name] = text
@@ -142,7 +123,7 @@ def parse_parameters(assignments: Sequence[str], schema: Mapping[str, Any]) -> d
 
 
 def start_run(
-    client: "SyncPrefectClient", deployment: "DeploymentResponse", parameters: dict[str, Any]
+    client: "SyncPrefectClient", deployment_id: UUID, parameters: dict[str, Any]
 ) -> "FlowRun":
     """Ask for a run of a deployment, now.
 
@@ -152,7 +133,7 @@ def start_run(
     from prefect.exceptions import PrefectHTTPStatusError
 
     try:
-        return client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+        return client.create_flow_run_from_deployment(deployment_id, parameters=parameters)
     except PrefectHTTPStatusError as error:
         if error.response.status_code not in PARAMETERS_REFUSED:
             raise
@@ -173,6 +154,8 @@ def follow(client: "SyncPrefectClient", flow_run_id: UUID) -> Iterator[RunEvent]
         yield from log.new_lines()
         if final:
             yield from _drain(log)
+            # The agent may have told the reason meanwhile.
+            state = client.read_flow_run(flow_run_id).state
         if state and state.id != shown:
             shown = state.id
             yield StateChange(

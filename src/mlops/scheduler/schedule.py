@@ -1,28 +1,25 @@
 """Schedules as flow.yaml writes them, made safe for the Prefect server that will expand them.
 
 Prefect 3.8.8 accepts schedules that then fail or stall inside its scheduler, for every
-deployment at once; each rule here that refuses or rewrites something names what was measured.
+deployment at once; each rule that refuses or rewrites something names what was measured.
 """
 
 import datetime as dt
-import re
-import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
-from itertools import islice
-from types import FrameType
 from zoneinfo import ZoneInfo
 
-from cronsim import CronSim, CronSimError
-from dateutil.rrule import rrule, rruleset, rrulestr
 from pydantic import BaseModel, ConfigDict
 
-# Prefect expands a rule without DTSTART, and we anchor intervals, from here.
-ANCHOR = dt.datetime(2020, 1, 1)  # noqa: DTZ001  # local time in the schedule's own zone
-EXPANSION_LIMIT_SECONDS = 2.0
-_UTC_STAMP = re.compile(r"(\d{8}T\d{6})Z")
-_FREQUENCY = re.compile(r"FREQ=([A-Z]+)", re.IGNORECASE)
+from mlops.scheduler import cron, recurrence
+from mlops.scheduler.recurrence import ANCHOR
+from mlops.scheduler.timezones import to_instant
+
+# Prefect's scheduler adds the interval to a date of today, which overflows near the year 9999.
+INTERVAL_LIMIT_SECONDS = 10 * 365 * 24 * 3600
+# Below, runs come faster than agents start them, and the database grows by a million rows a week.
+INTERVAL_WARNING_SECONDS = 10
+# No clock in use is changed by more (Antarctica/Troll: two hours).
+LONGEST_CLOCK_CHANGE = dt.timedelta(hours=3)
 
 
 class ScheduleError(ValueError):
@@ -30,7 +27,7 @@ class ScheduleError(ValueError):
 
 
 class CronSchedule(BaseModel):
-    """A cron expression of five fields."""
+    """A cron expression of five fields, in the form of `agreed_cron`."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -39,25 +36,35 @@ class CronSchedule(BaseModel):
 
 
 class IntervalSchedule(BaseModel):
-    """A run every `seconds` seconds, counted from 2020-01-01 in the schedule's zone."""
+    """A run every `seconds` seconds, counted from 2020-01-01 00:00 in `local_timezone`."""
 
     model_config = ConfigDict(frozen=True)
 
     seconds: int
-    timezone: str
+    local_timezone: str
+
+    @property
+    def timezone(self) -> str:
+        """The zone that the server is told.
+
+        Told a zone with daylight saving it adds days of 23 and 25 hours to an anchor that it
+        reached in days of 24, so a pass in summer and one in winter make different dates, and
+        around the change both sets of runs.
+        """
+        return "UTC"
 
     @property
     def anchor(self) -> dt.datetime:
-        """The moment from which the intervals are counted.
+        """The moment from which the intervals are counted, in UTC.
 
         Without a fixed one it would be the moment of registration, and every registration
         would move the runs.
         """
-        return ANCHOR.replace(tzinfo=ZoneInfo(self.timezone))
+        return ANCHOR.replace(tzinfo=ZoneInfo(self.local_timezone)).astimezone(dt.UTC)
 
 
 class RruleSchedule(BaseModel):
-    """An iCalendar recurrence rule; all its dates are local to the schedule's zone."""
+    """An iCalendar recurrence rule with DTSTART; all its dates are local to the zone."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -74,73 +81,45 @@ def parse_cron(expression: object, timezone: str) -> CronSchedule:
     Raises:
         ScheduleError: It is not five fields, not understood, or names a date that never comes.
     """
-    expression = _text(expression)
-    fields = expression.split()
-    if expression.strip().startswith("@"):
-        raise ScheduleError(f"{expression!r} is a nickname; write its five fields")
-    if len(fields) != 5:  # noqa: PLR2004
-        raise ScheduleError(
-            f"has {len(fields)} fields; allowed: five (minute hour day month weekday)"
-            + ("; for runs every few seconds use method: interval" if len(fields) > 5 else "")  # noqa: PLR2004
-        )
-    schedule = CronSchedule(cron=" ".join(fields), timezone=timezone)
     try:
-        dates = next_runs(schedule, 1)
-    except CronSimError as error:
-        raise ScheduleError(f"{expression!r} is not a cron expression: {error}") from error
-    if not dates:
-        raise ScheduleError(f"{expression!r} names a date that never comes")
-    return schedule
+        return CronSchedule(cron=cron.agreed_cron(_text(expression)), timezone=timezone)
+    except ValueError as error:
+        raise ScheduleError(str(error)) from error
 
 
 def parse_interval(seconds: object, timezone: str) -> IntervalSchedule:
     """Check an interval in seconds.
 
     Raises:
-        ScheduleError: It is not a whole number from 1 on.
+        ScheduleError: It is not a whole number from 1 to ten years.
     """
-    if isinstance(seconds, bool) or not isinstance(seconds, int) or seconds < 1:
-        raise ScheduleError(f"{seconds!r} is not an interval; allowed: whole seconds from 1")
-    return IntervalSchedule(seconds=seconds, timezone=timezone)
+    whole = isinstance(seconds, int) and not isinstance(seconds, bool)
+    if not whole or not 1 <= seconds <= INTERVAL_LIMIT_SECONDS:  # type: ignore[operator]
+        raise ScheduleError(
+            f"{seconds!r} is not an interval; allowed: whole seconds from 1 "
+            f"to {INTERVAL_LIMIT_SECONDS} (ten years)"
+        )
+    return IntervalSchedule(seconds=seconds, local_timezone=timezone)
 
 
-def parse_rrule(rule: object, timezone: str) -> RruleSchedule:
+def parse_rrule(rule: object, timezone: str, now: dt.datetime | None = None) -> RruleSchedule:
     """Check a recurrence rule and bring its dates to the schedule's zone.
+
+    Args:
+        rule: The text.
+        timezone: The zone's name.
+        now: Aware moment from which the rule's cost for the server is judged; default: now.
 
     Raises:
         ScheduleError: The rule is not understood, or would stall the server.
     """
-    rule = _text(rule)
-    # `UNTIL=…Z` with a timezone is accepted by Prefect's API and then raises in its scheduler
-    # on every pass.
-    local = _UTC_STAMP.sub(lambda stamp: _to_local(stamp[1], timezone), rule.strip())
-    frequencies = {found.upper() for found in _FREQUENCY.findall(local)}
-    starts = "DTSTART" in local.upper()
-    # Without DTSTART the server expands from 2020-01-01 in one blocking call: 15 s for MINUTELY,
-    # over 20 s for SECONDLY, each time.
-    if "SECONDLY" in frequencies or ("MINUTELY" in frequencies and not starts):
-        raise ScheduleError(
-            "a rule this frequent stalls the Prefect server; use method: interval with seconds"
-        )
-    if "COUNT=" in local.upper() and not starts:
-        raise ScheduleError(
-            "COUNT without DTSTART is counted from 2020-01-01 and yields nothing; "
-            "add DTSTART, or use UNTIL"
-        )
-    schedule = RruleSchedule(rrule=local, timezone=timezone)
+    zone = ZoneInfo(timezone)
+    local_now = (now or dt.datetime.now(dt.UTC)).astimezone(zone).replace(tzinfo=None)
     try:
-        next_runs(schedule, 1)
-    except TimeoutError:
-        raise ScheduleError(
-            f"takes more than {EXPANSION_LIMIT_SECONDS:.0f} s to expand, which would stall the "
-            "Prefect server; use a later DTSTART, or method: interval"
-        ) from None
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ScheduleError(
-            f"{rule!r} is not a recurrence rule (RFC 5545, as in "
-            f"FREQ=WEEKLY;BYDAY=MO,WE;BYHOUR=9;BYMINUTE=0;BYSECOND=0): {error}"
-        ) from error
-    return schedule
+        text = recurrence.localized_rule(_text(rule), zone, local_now)
+    except ValueError as error:
+        raise ScheduleError(str(error)) from error
+    return RruleSchedule(rrule=text, timezone=timezone)
 
 
 def next_runs(
@@ -155,55 +134,58 @@ def next_runs(
 
     Returns:
         Aware datetimes in the schedule's zone; fewer than `count` when the schedule ends.
-
-    Raises:
-        TimeoutError: The rule takes longer than `EXPANSION_LIMIT_SECONDS` to expand.
     """
+    # In UTC: Python compares two moments of one zone by what the clock shows, also where it
+    # shows it twice.
+    moment = (after or dt.datetime.now(dt.UTC)).astimezone(dt.UTC)
+    if isinstance(schedule, IntervalSchedule):
+        zone = ZoneInfo(schedule.local_timezone)
+        step = dt.timedelta(seconds=schedule.seconds)
+        passed = (moment - schedule.anchor) // step
+        return [
+            (schedule.anchor + (passed + n) * step).astimezone(zone) for n in range(1, count + 1)
+        ]
     zone = ZoneInfo(schedule.timezone)
-    moment = (after or dt.datetime.now(dt.UTC)).astimezone(zone)
-    match schedule:
-        case CronSchedule():
-            return list(islice(CronSim(schedule.cron, moment), count))
-        case IntervalSchedule():
-            step = dt.timedelta(seconds=schedule.seconds)
-            anchor = schedule.anchor.astimezone(dt.UTC)
-            passed = (moment - anchor) // step
-            return [(anchor + (passed + n) * step).astimezone(zone) for n in range(1, count + 1)]
-        case RruleSchedule():
-            with _time_limit(EXPANSION_LIMIT_SECONDS):
-                rule: rrule | rruleset = rrulestr(schedule.rrule, dtstart=ANCHOR)
-                local = rule.xafter(moment.replace(tzinfo=None), count=count)
-                return [date.replace(tzinfo=zone) for date in local]
+    runs: set[dt.datetime] = set()
+    enough: dt.datetime | None = None
+    skipped_forward = cron.SKIPPED_FORWARD and isinstance(schedule, CronSchedule)
+    for local in _local_dates(schedule, moment.astimezone(zone).replace(tzinfo=None)):
+        # A skipped time may be counted back to before the run that precedes it.
+        if enough is not None and local > enough:
+            break
+        run = to_instant(local, zone, skipped_forward=skipped_forward)
+        if run > moment:
+            runs.add(run)
+        if len(runs) == count and enough is None:
+            enough = local + LONGEST_CLOCK_CHANGE
+    return [run.astimezone(zone) for run in sorted(runs)[:count]]
+
+
+def concerns(schedule: Schedule) -> list[str]:
+    """Return what is worth a warning although it is registered."""
+    if not next_runs(schedule, 1):
+        return ["the schedule has no run in the future"]
+    if isinstance(schedule, IntervalSchedule) and schedule.seconds < INTERVAL_WARNING_SECONDS:
+        runs = 24 * 3600 // schedule.seconds
+        concern = f"every {schedule.seconds} s are {runs:,} runs a day, more than agents start"
+        return [f"{concern} and a database should keep; let one run loop instead"]
+    if isinstance(schedule, CronSchedule) and (lost := cron.forgotten_dates(schedule.cron)):
+        instead = "method: rrule with FREQ=MONTHLY and BYMONTHDAY"
+        return [f"Prefect's server forgets {lost} in this cron; use {instead}"]
+    return []
+
+
+def _local_dates(
+    schedule: CronSchedule | RruleSchedule, moment: dt.datetime
+) -> Iterator[dt.datetime]:
+    # In the hour that a clock repeats, `moment` may show less than runs that are past.
+    start = moment - LONGEST_CLOCK_CHANGE
+    if isinstance(schedule, CronSchedule):
+        return cron.local_dates(schedule.cron, start)
+    return recurrence.local_dates(schedule.rrule, start)
 
 
 def _text(value: object) -> str:
     if not isinstance(value, str):
         raise ScheduleError(f"{value!r} is not text; allowed: text (quote it)")
     return value
-
-
-def _to_local(stamp: str, timezone: str) -> str:
-    moment = dt.datetime.strptime(stamp, "%Y%m%dT%H%M%S").replace(tzinfo=dt.UTC)
-    return moment.astimezone(ZoneInfo(timezone)).strftime("%Y%m%dT%H%M%S")
-
-
-@contextmanager
-def _time_limit(seconds: float) -> Iterator[None]:
-    """Interrupt pure-Python work that takes too long; dateutil can loop for minutes.
-
-    Only the main thread can be interrupted so; elsewhere the work runs without a limit.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_signal: int, _frame: FrameType | None) -> None:
-        raise TimeoutError
-
-    previous = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, previous)

@@ -1,23 +1,14 @@
-"""flow.yaml: the format, read once into frozen models; every mistake of a file at once."""
+"""A flow folder's flow.yaml: found, read and checked, with every mistake of it at once."""
 
-import difflib
+import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
-from zoneinfo import available_timezones
 
-import yaml
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Field,
-    StrictInt,
-    StrictStr,
-    ValidationError,
-)
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlops.errors import MlopsError
+from mlops.scheduler.document import Document, DocumentError, read_document
+from mlops.scheduler.flow_yaml import FlowYaml, SchedulerSection
 from mlops.scheduler.schedule import (
     Schedule,
     ScheduleError,
@@ -25,59 +16,9 @@ from mlops.scheduler.schedule import (
     parse_interval,
     parse_rrule,
 )
+from mlops.scheduler.spec_mistakes import explain
 
 LOCATIONS = (Path("config/flow.yaml"), Path("flow.yaml"))
-Name = Annotated[StrictStr, Field(min_length=1)]
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class DeploymentSection(_Section):
-    """`deployment:`, what is deployed and where its runs go."""
-
-    flow_py_name: Name = Field(description="file with the @flow function")
-    flow_name: Name = Field(description="the function")
-    deploy_name: Name = Field(description="name of the deployment")
-    pool_name: Name = Field(default="default-agent-pool", description="work pool")
-    queue_name: Name = Field(default="default", description="work queue in that pool")
-
-
-def _known_timezone(name: str) -> str:
-    if name not in available_timezones():
-        close = difflib.get_close_matches(name, available_timezones(), 3, 0.5)
-        examples = ", ".join(close) or "Europe/Paris, UTC"
-        raise ValueError(f"{name!r} is not a time zone; allowed: IANA names, such as {examples}")
-    return name
-
-
-class SchedulerSection(_Section):
-    """`scheduler:`, when it runs; only the chosen method's value is used."""
-
-    method: Literal["interval", "cron", "rrule"]
-    timezone: Annotated[StrictStr, AfterValidator(_known_timezone)] = Field(
-        default="UTC", description="IANA name"
-    )
-    interval: Any = Field(default=None, description="seconds")
-    cron: Any = Field(default=None, description="five fields")
-    rrule: Any = Field(default=None, description="RFC 5545 rule")
-
-
-class FlowYaml(_Section):
-    """The whole file."""
-
-    RFS_NAME: StrictStr | None = Field(default=None, description="name of the remote file system")
-    deployment: DeploymentSection
-    scheduler: SchedulerSection | None = None
-    parameters: dict[StrictStr, Any] = Field(default_factory=dict)
-    description: StrictStr | None = None
-    tags: tuple[StrictStr, ...] = ()
-    gpus: Annotated[StrictInt, Field(ge=0)] = 0
-    concurrency_limit: Annotated[StrictInt, Field(ge=1)] | None = None
-    python: StrictStr | None = Field(default=None, pattern=r"^3\.\d+(\.\d+)?$")
-    requirements: Name = "requirements.txt"
-    warm: tuple[StrictStr, ...] = ()
 
 
 class FlowSpec(BaseModel):
@@ -129,7 +70,8 @@ def read_spec(folder: Path) -> FlowSpec:
     Raises:
         FlowYamlError: It has mistakes; the error names all of them.
     """
-    folder = folder.absolute()
+    # Not resolved: the bundle is named after the link by which a folder is known.
+    folder = Path(os.path.abspath(folder))  # noqa: PTH100  # pathlib keeps "..", an odd name
     path = find_flow_yaml(folder)
     if path is None:
         raise MlopsError(f"{folder}: neither flow.yaml nor config/flow.yaml is there")
@@ -144,104 +86,42 @@ def read_spec(folder: Path) -> FlowSpec:
             mistakes.append(f"scheduler.{error}")
     if content is not None:
         mistakes += _missing_files(folder, content)
+    mistakes = [*document.mistakes, *_without_consequences(mistakes, document.mistakes)]
     if content is None or mistakes:
         raise FlowYamlError(path, mistakes)
     return FlowSpec(folder=folder, path=path, content=content, schedule=schedule)
 
 
-def _load(path: Path) -> dict[object, object]:
+def _load(path: Path) -> Document:
     try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"line {mark.line + 1}: " if mark else ""
-        problem = getattr(error, "problem", None) or error
-        raise FlowYamlError(path, [f"{where}not YAML: {problem}"]) from error
-    except UnicodeDecodeError as error:
-        raise FlowYamlError(path, ["not UTF-8 text"]) from error
-    except OSError as error:
-        raise FlowYamlError(path, [f"cannot be read: {error.strerror}"]) from error
-    if not isinstance(document, dict):
+        document = read_document(path)
+    except DocumentError as error:
+        raise FlowYamlError(path, [str(error)]) from error
+    if document.content is None:
         known = ", ".join(FlowYaml.model_fields)
         raise FlowYamlError(path, [f"is not a mapping; allowed: {known}"])
     return document
 
 
-def _parse(document: dict[object, object]) -> tuple[FlowYaml | None, list[str]]:
+def _parse(document: Document) -> tuple[FlowYaml | None, list[str]]:
     try:
-        return FlowYaml.model_validate(document), []
+        return FlowYaml.model_validate(document.content), []
     except ValidationError as error:
-        return None, [_explain(problem) for problem in error.errors()]
+        return None, [explain(each, FlowYaml, document.written) for each in error.errors()]
 
 
-def _scheduler_alone(document: dict[object, object]) -> SchedulerSection | None:
+def _scheduler_alone(document: Document) -> SchedulerSection | None:
     """Return the section if it is well-formed, so that its mistakes are told with the others."""
     try:
-        return SchedulerSection.model_validate(document.get("scheduler"))
+        return SchedulerSection.model_validate((document.content or {}).get("scheduler"))
     except ValidationError:
         return None
 
 
-def _explain(problem: Any) -> str:
-    """Turn one of pydantic's findings into `dotted.path: what is wrong; allowed: …`."""
-    location = [str(part) for part in problem["loc"]]
-    value = problem["input"]
-    match problem["type"]:
-        case "extra_forbidden":
-            known = _fields_at(location[:-1])
-            close = difflib.get_close_matches(location[-1], known, 1)
-            meant = f"unknown key, did you mean {close[0]}?" if close else "unknown key"
-            wrong = f"{meant}; allowed: {', '.join(known)}"
-        case "missing":
-            wrong = f"is missing; required: {_describe(location)}"
-        case "literal_error":
-            allowed = str(problem["ctx"]["expected"]).replace("'", "").replace(" or ", ", ")
-            wrong = f"{value!r} is not known; allowed: {allowed}"
-        case "model_type" | "model_attributes_type" | "dict_type":
-            known = _fields_at(location)
-            wrong = f"{_shown(value)} is not a mapping"
-            wrong += f"; allowed: {', '.join(known)}" if known else ""
-        case "string_type":
-            wrong = f"{_shown(value)} is not text; allowed: text (quote it)"
-        case "int_type":
-            wrong = f"{_shown(value)} is not a whole number"
-        case "string_pattern_mismatch":
-            wrong = f'{value!r} is not a version; allowed: as in "3.12"'
-        case "value_error":
-            wrong = str(problem["ctx"]["error"])
-        case _:
-            wrong = problem["msg"][0].lower() + problem["msg"][1:]
-    return f"{'.'.join(location)}: {wrong}"
-
-
-def _shown(value: object) -> str:
-    return f"{value!r} ({type(value).__name__})" if value is not None else "nothing"
-
-
-def _model_at(location: list[str]) -> type[BaseModel] | None:
-    sections: dict[str, type[BaseModel]] = {
-        "": FlowYaml,
-        "deployment": DeploymentSection,
-        "scheduler": SchedulerSection,
-    }
-    return sections.get(".".join(location))
-
-
-def _fields_at(location: list[str]) -> list[str]:
-    model = _model_at(location)
-    return list(model.model_fields) if model else []
-
-
-def _describe(location: list[str]) -> str:
-    model = _model_at(location[:-1])
-    field = model.model_fields.get(location[-1]) if model else None
-    if field is None:
-        return location[-1]
-    if field.description:
-        return field.description
-    return ", ".join(_fields_at(location)) or {"method": "interval, cron, rrule"}.get(
-        location[-1], location[-1]
-    )
+def _without_consequences(mistakes: list[str], told: list[str]) -> list[str]:
+    """Leave out what is said of a place of which the document's own mistakes tell already."""
+    places = {mistake.partition(": ")[0] for mistake in told}
+    return [mistake for mistake in mistakes if mistake.partition(": ")[0] not in places]
 
 
 def _schedule(section: SchedulerSection) -> Schedule:
@@ -269,7 +149,7 @@ def _missing_files(folder: Path, content: FlowYaml) -> list[str]:
     flow_file = content.deployment.flow_py_name
     if not _is_inside(folder, flow_file):
         mistakes.append(f"deployment.flow_py_name: {flow_file!r} is outside of the flow folder")
-    elif not (folder / flow_file).is_file():
+    elif not _is_file(folder / flow_file):
         found = sorted(path.name for path in folder.glob("*.py"))
         mistakes.append(
             f"deployment.flow_py_name: {folder / flow_file} is missing"
@@ -278,10 +158,20 @@ def _missing_files(folder: Path, content: FlowYaml) -> list[str]:
     named = "requirements" in content.model_fields_set
     if named and not _is_inside(folder, content.requirements):
         mistakes.append(f"requirements: {content.requirements!r} is outside of the flow folder")
-    elif named and not (folder / content.requirements).is_file():
+    elif named and not _is_file(folder / content.requirements):
         mistakes.append(f"requirements: {folder / content.requirements} is missing")
     return mistakes
 
 
 def _is_inside(folder: Path, relative: str) -> bool:
-    return (folder / relative).resolve().is_relative_to(folder.resolve())
+    try:
+        return (folder / relative).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # RuntimeError: links in a circle, before Python 3.13
+        return False
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name too long for the file system, or a folder that may not be read
+        return False

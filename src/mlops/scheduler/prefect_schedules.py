@@ -1,0 +1,44 @@
+"""Schedules in Prefect's own forms: its client's objects, and the JSON of its API."""
+
+import datetime as dt
+from typing import Any
+
+from mlops.scheduler.schedule import CronSchedule, IntervalSchedule, Schedule
+
+
+def comparable(schedule: dict[str, Any]) -> dict[str, Any]:
+    """Return a schedule's JSON with its moment in a form that can be compared."""
+    anchor = schedule.get("anchor_date")
+    return schedule | ({"anchor_date": dt.datetime.fromisoformat(anchor)} if anchor else {})
+
+
+def as_json(schedule: Schedule) -> dict[str, Any]:
+    """Return a schedule as Prefect's API shows it."""
+    match schedule:
+        case CronSchedule():
+            return {"cron": schedule.cron, "timezone": schedule.timezone, "day_or": True}
+        case IntervalSchedule():
+            return {
+                "interval": float(schedule.seconds),
+                "anchor_date": schedule.anchor.isoformat(),
+                "timezone": schedule.timezone,
+            }
+        case _:
+            return {"rrule": schedule.rrule, "timezone": schedule.timezone}
+
+
+def as_prefect(schedule: Schedule) -> Any:
+    """Return Prefect's own schedule object."""
+    from prefect.client.schemas import schedules as prefect
+
+    match schedule:
+        case CronSchedule():
+            return prefect.CronSchedule(cron=schedule.cron, timezone=schedule.timezone)
+        case IntervalSchedule():
+            return prefect.IntervalSchedule(
+                interval=dt.timedelta(seconds=schedule.seconds),
+                anchor_date=schedule.anchor,
+                timezone=schedule.timezone,
+            )
+        case _:
+            return prefect.RRuleSchedule(rrule=schedule.rrule, timezone=schedule.timezone)

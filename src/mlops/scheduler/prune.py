@@ -1,0 +1,145 @@
+"""What nobody needs any more: deployments without a folder, and code that nothing refers to."""
+
+import datetime as dt
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict
+
+from mlops.bundles import CODE_HASH_LABEL, CODE_ROOT, MANIFEST_NAME, parse_prefix
+from mlops.prefect_api import PrefectApi
+from mlops.scheduler.deployments import PAGE, VERSION_DIGITS, read_all
+from mlops.scheduler.gone import GoneDeployment
+from mlops.storage import ObjectStore
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+
+# A version without a deployment may be one that is being registered just now.
+YOUNG = dt.timedelta(hours=1)
+_IN_PROGRESS = ("PENDING", "RUNNING", "CANCELLING", "PAUSED")
+_TO_COME = ("SCHEDULED", *_IN_PROGRESS)
+
+
+class CodeVersion(BaseModel):
+    """A version of a flow's code in S3.
+
+    Attributes:
+        prefix: Where it lies in its bucket.
+        keys: Its objects.
+        size: Bytes of all of them.
+        uploaded: When the last of them was written.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    prefix: str
+    keys: tuple[str, ...]
+    size: int
+    uploaded: dt.datetime
+
+
+class UsedCode(NamedTuple):
+    """What deployments and runs refer to."""
+
+    prefixes: frozenset[str]
+    hashes: frozenset[str]
+    versions: frozenset[str]  # the first digits of hashes
+
+    def includes(self, prefix: str) -> bool:
+        """Return whether anything refers to a version."""
+        content_hash = parse_prefix(prefix) or ""
+        return (
+            prefix in self.prefixes
+            or content_hash in self.hashes
+            or content_hash[:VERSION_DIGITS] in self.versions
+        )
+
+
+def runs_in_progress(api: PrefectApi, gone: GoneDeployment) -> list[str]:
+    """Return the names of a deployment's runs that have begun and not ended."""
+    query = {
+        "deployments": {"id": {"any_": [str(gone.deployment.id)]}},
+        "flow_runs": {"state": {"type": {"any_": _IN_PROGRESS}}},
+        "limit": PAGE,
+    }
+    return [run["name"] for run in api.post("/flow_runs/filter", query)]
+
+
+def delete(client: "SyncPrefectClient", gone: GoneDeployment) -> None:
+    """Delete a deployment; its runs stay in Prefect's history, and its code in S3."""
+    from prefect.exceptions import ObjectNotFound
+
+    try:
+        client.delete_deployment(gone.deployment.id)
+    except ObjectNotFound:  # somebody else was quicker
+        return
+
+
+def find_unused_code(api: PrefectApi, store: ObjectStore, days: float) -> list[CodeVersion]:
+    """Return the versions of code that no deployment and no recent run refers to.
+
+    Args:
+        api: The Prefect server.
+        store: The bucket for code.
+        days: How far back a run counts, by its end.
+    """
+    now = dt.datetime.now(dt.UTC)
+    # Before the runs and deployments: what is uploaded meanwhile is not among these.
+    versions = _versions(store)
+    used = _used_code(api, store.bucket, now - dt.timedelta(days=days))
+    youngest = now - min(YOUNG, dt.timedelta(days=days))
+    return [
+        version
+        for version in versions
+        if version.uploaded <= youngest and not used.includes(version.prefix)
+    ]
+
+
+def delete_code(store: ObjectStore, version: CodeVersion) -> None:
+    """Remove a version; the manifest first, so that nobody sees what is half removed."""
+    manifest = f"{version.prefix}/{MANIFEST_NAME}"
+    if manifest in version.keys:
+        store.delete([manifest])
+    store.delete([key for key in version.keys if key != manifest])
+
+
+def _versions(store: ObjectStore) -> list[CodeVersion]:
+    found = defaultdict(list)
+    for stored in store.objects(CODE_ROOT):
+        prefix = "/".join(stored.key.split("/", 3)[:3])
+        if parse_prefix(prefix):
+            found[prefix].append(stored)
+    return [
+        CodeVersion(
+            prefix=prefix,
+            keys=tuple(stored.key for stored in objects),
+            size=sum(stored.size for stored in objects),
+            uploaded=max(stored.last_modified for stored in objects),
+        )
+        for prefix, objects in sorted(found.items())
+    ]
+
+
+def _used_code(api: PrefectApi, bucket: str, since: dt.datetime) -> UsedCode:
+    codes = [deployment.code for deployment in read_all(api).values()]
+    runs = [*_runs(api, {"end_time": {"after_": since.isoformat()}})]
+    runs += _runs(api, {"state": {"type": {"any_": _TO_COME}}})
+    return UsedCode(
+        prefixes=frozenset(code[1].rstrip("/") for code in codes if code and code[0] == bucket),
+        hashes=frozenset(str(run["labels"].get(CODE_HASH_LABEL, "")) for run in runs),
+        versions=frozenset(str(run["deployment_version"] or "") for run in runs),
+    )
+
+
+def _runs(api: PrefectApi, condition: dict[str, Any]) -> Iterable[dict[str, Any]]:
+    """Yield the runs that a condition holds for; pages are cut by id, as runs come and go."""
+    offset = 0
+    while True:
+        query = {"flow_runs": condition, "sort": "ID_DESC", "limit": PAGE, "offset": offset}
+        page = api.post("/flow_runs/filter", query)
+        yield from page
+        if len(page) < PAGE:
+            return
+        offset += PAGE

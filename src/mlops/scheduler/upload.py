@@ -1,0 +1,118 @@
+"""Bringing a bundle to S3: what is missing or damaged there, and the manifest last."""
+
+import hashlib
+import re
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from mlops.bundles import MANIFEST_NAME, BundleFile, transfer
+from mlops.errors import MlopsError
+from mlops.scheduler.flow_files import Bundle, FolderChangedError
+from mlops.storage import (
+    PART_BYTES,
+    TRANSFER_THREADS,
+    BrokenObjectError,
+    ObjectNotFoundError,
+    ObjectStore,
+    Progress,
+    StoredObject,
+)
+
+READ_BYTES = 64 << 10
+
+
+def missing_files(bundle: Bundle, store: ObjectStore) -> list[BundleFile] | None:
+    """Compare a bundle with what lies in S3.
+
+    A small object, which most code is, is read. A larger one counts as there when its size and
+    its ETag are right, which is the MD5 of a plain upload; with another kind of ETag it is read.
+
+    Returns:
+        The files that are missing or damaged; None when not even the manifest is missing.
+
+    Raises:
+        MlopsError: The object store does not answer or refuses.
+    """
+    prefix = bundle.prefix
+    present = {found.key: found for found in store.objects(prefix)}
+    files = bundle.manifest.files
+
+    def is_there(file: BundleFile) -> bool:
+        return _is_there(bundle, store, file, present.get(f"{prefix}/{file.path}"))
+
+    with ThreadPoolExecutor(TRANSFER_THREADS) as pool:
+        there = list(pool.map(is_there, files))
+    missing = [file for file, found in zip(files, there, strict=True) if not found]
+    manifest = f"{prefix}/{MANIFEST_NAME}"
+    # Its hash is the bundle's name.
+    whole = manifest in present and _is_whole(store, manifest, bundle.manifest.content_hash)
+    return None if whole and not missing else missing
+
+
+def _is_there(
+    bundle: Bundle, store: ObjectStore, file: BundleFile, found: StoredObject | None
+) -> bool:
+    if found is None or found.size != file.size:
+        return False
+    if found.size <= READ_BYTES:  # a server may show an ETag of before its disk was damaged
+        return _is_whole(store, found.key, file.sha256)
+    if re.fullmatch("[0-9a-f]{32}", found.etag):
+        return found.etag == bundle.md5[file.path]
+    if "-" in found.etag and found.etag == _etag_of_parts(bundle.folder / file.path):
+        return True
+    return _is_whole(store, found.key, file.sha256)
+
+
+def _is_whole(store: ObjectStore, key: str, sha256: str) -> bool:
+    try:
+        return store.sha256(key) == sha256
+    except (ObjectNotFoundError, BrokenObjectError):  # though a listing shows it
+        return False
+
+
+def _etag_of_parts(path: Path) -> str:
+    """Return what S3 servers show of a file that was uploaded in parts."""
+    parts = b""
+    count = 0
+    with path.open("rb") as file:
+        while block := file.read(PART_BYTES):
+            parts += hashlib.md5(block, usedforsecurity=False).digest()
+            count += 1
+    return f"{hashlib.md5(parts, usedforsecurity=False).hexdigest()}-{count}"
+
+
+def upload(
+    bundle: Bundle,
+    files: list[BundleFile],
+    store: ObjectStore,
+    progress: Progress | None = None,
+) -> None:
+    """Bring files of a bundle to S3, in parallel, and its manifest last.
+
+    Args:
+        bundle: What is uploaded.
+        files: Those of its files that are missing there.
+        store: The bucket for code.
+        progress: Is told how many bytes were sent, from several threads.
+
+    Raises:
+        FolderChangedError: A file is not what the manifest says any more.
+        MlopsError: The object store does not answer or refuses.
+    """
+
+    def send(file: BundleFile) -> None:
+        path = bundle.folder / file.path
+        try:
+            sent = store.upload(path, f"{bundle.prefix}/{file.path}", progress)
+        except FileNotFoundError as error:
+            raise FolderChangedError(f"{path}: went away while it was read") from error
+        except OSError as error:
+            raise MlopsError(f"{path}: cannot be read: {error.strerror}") from error
+        if sent != file.sha256:
+            raise FolderChangedError(f"{path}: changed while it was read")
+
+    transfer(send, (file for file in files if file.size <= PART_BYTES))
+    for file in files:  # whose parts are sent in parallel: one after another, for memory's sake
+        if file.size > PART_BYTES:
+            send(file)
+    store.write(f"{bundle.prefix}/{MANIFEST_NAME}", bundle.manifest.to_bytes())
