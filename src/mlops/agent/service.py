@@ -1,12 +1,13 @@
 """The agent as a long-running process: it waits for its server, serves, and stops on a signal."""
 
+import asyncio
 import contextlib
 import os
+import signal
 import socket
 import tempfile
 import time
 from collections.abc import Callable
-from functools import partial
 
 import anyio
 import httpx
@@ -44,8 +45,10 @@ def serve(
         limit=limit or os.cpu_count(),
     )
     agent.sweep()
-    setup_signal_handlers_worker(os.getpid(), "the agent", printer)
     # Prefect turns the first SIGTERM into an interrupt, which lets the worker end in good order.
+    # What a shell script starts in the background ignores interrupts, and so do its children.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    setup_signal_handlers_worker(os.getpid(), "the agent", printer)
     with (
         # To run the hooks of a crashed or cancelled run Prefect loads its flow in this process,
         # with the pull step in its working directory: that must be nobody else's.
@@ -53,7 +56,16 @@ def serve(
         contextlib.chdir(work),
         contextlib.suppress(KeyboardInterrupt),
     ):
-        anyio.run(partial(agent.start, printer=printer))
+        anyio.run(_work, agent, printer)
+
+
+async def _work(agent: Agent, printer: Callable[[str], None]) -> None:
+    """Take runs, and end the ones that have lost their agent."""
+    recovery = asyncio.create_task(agent.recover_regularly())
+    try:
+        await agent.start(printer=printer)
+    finally:
+        recovery.cancel()
 
 
 def _ensure_pool_and_queue(settings: AgentSettings) -> None:

@@ -1,20 +1,17 @@
 """Prefect's process worker, extended at its public `run`.
 
 A run of one of our deployments gets its code from the host's cache and its packages from an
-environment of its own; every other deployment runs exactly as on an unmodified worker.
+environment of its own; every other deployment runs as on an unmodified worker. How a run ended is
+told to Prefect and MLflow for all of them.
 """
 
 import asyncio
 import contextlib
-import json
-import os
-import socket
 import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from functools import partial
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import anyio
 import anyio.abc
@@ -29,28 +26,21 @@ from prefect.workers.process import (
     ProcessWorkerResult,
 )
 
+from mlops.agent.attempts import Attempt, AttemptJournal, OpenAttempt
 from mlops.agent.code_cache import CodeCache
 from mlops.agent.environments import Environment, EnvironmentCache, EnvironmentSpec
-from mlops.bundles import PULL_STEP, Manifest, parse_prefix
+from mlops.agent.out_of_memory import OutOfMemoryWatch
+from mlops.agent.recovery import recover_regularly
+from mlops.agent.run_context import BundleSource, RunContext, own_environment
+from mlops.agent.run_ending import ProcessEnd, RunEnding
+from mlops.agent.run_processes import end_processes
 from mlops.errors import MlopsError
-from mlops.mlflow_api import FLOW_RUN_TAG
 from mlops.settings import AgentSettings
 from mlops.storage import ObjectStore
 
-if TYPE_CHECKING:
-    from prefect.client.schemas.responses import DeploymentResponse
-
 CANCEL_POLL_SECONDS = 2.0
 STOP_REPORT_SECONDS = 5.0
-# The agent's own, which would mislead a run in another environment; without bytecode
-# every run would compile what it imports anew, which doubles its start.
-_PRIVATE_VARIABLES = (
-    "MLOPS_CACHE_DIR",
-    "PYTHONDONTWRITEBYTECODE",
-    "PYTHONHOME",
-    "PYTHONPATH",
-    "VIRTUAL_ENV",
-)
+LEFTOVERS_SECONDS = 2.0
 
 
 class AgentJobConfiguration(ProcessJobConfiguration):
@@ -98,11 +88,17 @@ class Agent(ProcessWorker):
             limit_bytes=settings.mlops_environment_cache_bytes,
             python_downloads=settings.mlops_python_downloads,
         )
+        self._attempts = AttemptJournal(settings.mlops_cache_dir)
+        self._ending = RunEnding(settings)
 
     def sweep(self) -> None:
         """Remove what killed agents left in the caches."""
         self._code.sweep()
         self._environments.sweep()
+
+    async def recover_regularly(self) -> None:
+        """End the runs of this host that have lost their agent, for as long as this one lives."""
+        await recover_regularly(self._attempts, self._ending)
 
     async def run(
         self,
@@ -119,66 +115,128 @@ class Agent(ProcessWorker):
             if flow_run.deployment_id
             else None
         )
-        source = _bundle_source(deployment) if deployment else None
-        if (
-            deployment is None
-            or source is None
-            or not isinstance(configuration, AgentJobConfiguration)
-            or configuration.has_own_command  # the user's choice of how it runs
-        ):
-            return await super().run(flow_run, configuration, task_status)
-        async with AsyncExitStack() as stack:
+        with self._attempts.begin(Attempt(flow_run_id=flow_run.id, worker=self.name)) as opened:
+            context = RunContext(
+                attempt=opened.attempt,
+                flow_run=flow_run,
+                deployment=deployment,
+                source=BundleSource.of(deployment) if deployment else None,
+            )
             try:
-                await self._prepare(flow_run, deployment, source, configuration, stack)
-                if await self._is_cancelling(flow_run):
-                    return await self._end_unstarted(flow_run, _cancelled(), task_status)
-                return await super().run(flow_run, configuration, task_status)
-            except MlopsError as error:
-                self.get_flow_run_logger(flow_run).error("%s", error)
-                reason = str(error).splitlines()[0]
-                failed: State[None] = Failed(message=f"{reason} (see the run's log)")
-                cancelled = await self._is_cancelling(flow_run)
-                return await self._end_unstarted(
-                    flow_run, _cancelled() if cancelled else failed, task_status
-                )
+                await self.client.update_flow_run_labels(flow_run.id, context.labels)
+                configuration.env |= context.environment(self._settings, given=configuration.env)
+                async with AsyncExitStack() as stack:
+                    impossible = await self._prepare(context, configuration, stack)
+                    if impossible is None:
+                        return await self._run_process(flow_run, opened, configuration, task_status)
+                    await self.client.set_flow_run_state(flow_run.id, impossible, force=True)
+                    opened.close()
+                    if task_status is not None:
+                        task_status.started(0)
+                    return ProcessWorkerResult(status_code=0, identifier="not-started")
             except anyio.get_cancelled_exc_class():
                 # The agent is being stopped, and the run's process with it.
                 with anyio.move_on_after(STOP_REPORT_SECONDS, shield=True):
-                    await self._propose_crashed_state(flow_run, "the agent was stopped")
+                    await self._conclude(flow_run, opened, "the agent was stopped")
                 raise
 
-    async def _prepare(
+    async def _run_process(
         self,
         flow_run: FlowRun,
-        deployment: "DeploymentResponse",
-        source: tuple[str, str],
+        opened: OpenAttempt,
+        configuration: ProcessJobConfiguration,
+        task_status: anyio.abc.TaskStatus[int] | None,
+    ) -> ProcessWorkerResult:
+        """Leave the process to Prefect's worker, and the run's end to nobody else."""
+        memory = OutOfMemoryWatch()
+        watchers: list[asyncio.Task[None]] = []
+
+        async def watch(pid: int) -> None:
+            await memory.watch(pid)
+            await anyio.sleep(LEFTOVERS_SECONDS)
+            await self._end_leftovers(opened.attempt)
+
+        def notice(pid: int) -> None:
+            opened.note_process(pid)
+            watchers.append(asyncio.create_task(watch(pid)))
+
+        try:
+            result = await super().run(flow_run, configuration, _StartNotice(notice, task_status))
+        finally:
+            for watcher in watchers:
+                watcher.cancel()
+        await self._conclude(flow_run, opened, ProcessEnd(result.status_code, memory.struck))
+        return result
+
+    async def _end_leftovers(self, attempt: Attempt) -> None:
+        """End the children of a process that is gone, unless its flow has completed.
+
+        Prefect's worker waits until the last of them lets go of the output that it reads: a run
+        that was killed would stay Running as long.
+        """
+        while True:
+            with contextlib.suppress(httpx.HTTPError):  # asked again soon
+                state = (await self.client.read_flow_run(attempt.flow_run_id)).state
+                if state is None or not state.is_completed():
+                    await anyio.to_thread.run_sync(end_processes, attempt)
+                return
+            await anyio.sleep(CANCEL_POLL_SECONDS)
+
+    async def _conclude(
+        self, flow_run: FlowRun, opened: OpenAttempt, reason: str | ProcessEnd
+    ) -> None:
+        try:
+            await self._ending.conclude(self.client, opened, reason)
+        except httpx.HTTPError as error:
+            self.get_flow_run_logger(flow_run).warning(
+                "the run's end could not be reported and will be, later: %s", error
+            )
+
+    async def _prepare(
+        self, context: RunContext, configuration: ProcessJobConfiguration, stack: AsyncExitStack
+    ) -> State[None] | None:
+        """Make a run of our deployments ready; if that fails, return the state that it ends in."""
+        if (
+            context.source is None
+            or not isinstance(configuration, AgentJobConfiguration)
+            or configuration.has_own_command  # the user's choice of how it runs
+        ):
+            return None
+        failed: State[None] | None = None
+        try:
+            await self._bring_code_and_packages(context, context.source, configuration, stack)
+        except MlopsError as error:
+            self.get_flow_run_logger(context.flow_run).error("%s", error)
+            failed = Failed(message=f"{str(error).splitlines()[0]} (see the run's log)")
+        if await self._is_cancelling(context.flow_run):
+            return Cancelled(message="cancelled before it started")
+        return failed
+
+    async def _bring_code_and_packages(
+        self,
+        context: RunContext,
+        source: BundleSource,
         configuration: AgentJobConfiguration,
         stack: AsyncExitStack,
     ) -> None:
         """Bring code and environment to this host and point the run's process at them."""
-        logger = self.get_flow_run_logger(flow_run)
-        bucket, prefix = source
-        store = ObjectStore(self._settings, bucket)
-        folder, manifest = await anyio.to_thread.run_sync(self._code.ensure, store, prefix)
+        store = ObjectStore(self._settings, source.bucket)
+        folder, manifest = await anyio.to_thread.run_sync(self._code.ensure, store, source.prefix)
         spec = EnvironmentSpec(
             folder=folder,
             requirements=manifest.needs.requirements,
             python=manifest.needs.python,
             torch_backend=self._settings.torch_backend,
         )
-        environment = await self._build_environment(flow_run, spec, logger.info)
+        logger = self.get_flow_run_logger(context.flow_run)
+        environment = await self._build_environment(context.flow_run, spec, logger.info)
         stack.enter_context(self._environments.lease(environment))
         view = stack.enter_context(
             self._code.private_view(folder, parent=configuration.working_dir)
         )
         configuration.working_dir = view
         configuration.use_command([str(environment.python), "-m", "prefect.engine"])
-        configuration.env |= _run_environment(
-            environment,
-            deployment,
-            view,
-            _run_context(flow_run, deployment, store, prefix, manifest),
-        )
+        configuration.env |= own_environment(environment, context.entrypoint(view))
 
     async def _build_environment(
         self, flow_run: FlowRun, spec: EnvironmentSpec, log: Callable[[str], None]
@@ -209,65 +267,23 @@ class Agent(ProcessWorker):
         state = (await self.client.read_flow_run(flow_run.id)).state
         return state is not None and state.is_cancelling()
 
-    async def _end_unstarted(
-        self,
-        flow_run: FlowRun,
-        state: State[None],
-        task_status: anyio.abc.TaskStatus[int] | None,
-    ) -> ProcessWorkerResult:
-        """Give a run that never had a process its final state."""
-        await self.client.set_flow_run_state(flow_run.id, state, force=True)
-        if task_status is not None:
-            task_status.started(0)
-        return ProcessWorkerResult(status_code=0, identifier="not-started")
 
+class _StartNotice:
+    """Prefect's notice that a run's process was started, overheard.
 
-def _cancelled() -> State[None]:
-    return Cancelled(message="cancelled before it started")
+    Args:
+        notice: Is given the process's number.
+        task_status: To whom the notice goes.
+    """
 
+    def __init__(
+        self, notice: Callable[[int], None], task_status: anyio.abc.TaskStatus[int] | None
+    ) -> None:
+        self._notice = notice
+        self._task_status = task_status
 
-def _bundle_source(deployment: "DeploymentResponse") -> tuple[str, str] | None:
-    """Return the bucket and prefix of a deployment that we registered, else None."""
-    steps = deployment.pull_steps or []
-    if len(steps) != 1 or not deployment.entrypoint:
-        return None
-    options = steps[0].get(PULL_STEP)
-    if not isinstance(options, dict) or set(options) != {"bucket", "folder"}:
-        return None
-    return (options["bucket"], options["folder"]) if parse_prefix(options["folder"]) else None
-
-
-def _run_environment(
-    environment: Environment,
-    deployment: "DeploymentResponse",
-    view: Path,
-    context: dict[str, str],
-) -> dict[str, str | None]:
-    """Return what a run's process finds set, besides the agent's own environment."""
-    hidden: dict[str, str | None] = dict.fromkeys(_PRIVATE_VARIABLES)
-    return hidden | {
-        "PATH": f"{environment.python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "VIRTUAL_ENV": str(environment.folder),
-        "PYTHONUNBUFFERED": "1",
-        # The code is here already: the engine loads it instead of running the pull step.
-        "PREFECT__FLOW_ENTRYPOINT": str(view / str(deployment.entrypoint)),
-        "MLFLOW_RUN_CONTEXT": json.dumps(context),
-    }
-
-
-def _run_context(
-    flow_run: FlowRun,
-    deployment: "DeploymentResponse",
-    store: ObjectStore,
-    prefix: str,
-    manifest: Manifest,
-) -> dict[str, str]:
-    """Return the tags that every MLflow run of this flow run carries."""
-    return {
-        FLOW_RUN_TAG: str(flow_run.id),
-        "mlops.prefect_flow_run_name": flow_run.name,
-        "mlops.prefect_deployment": deployment.name,
-        "mlops.code_uri": store.uri(f"{prefix}/"),
-        "mlops.code_hash": manifest.content_hash,
-        "mlops.agent_host": socket.gethostname(),
-    }
+    def started(self, value: Any = None) -> None:
+        """Pass the notice on."""
+        self._notice(value)
+        if self._task_status is not None:
+            self._task_status.started(value)

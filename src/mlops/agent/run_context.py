@@ -1,0 +1,138 @@
+"""What a flow run is told about itself, and by which marks others find what belongs to it.
+
+The same facts in three places: labels of the flow run in Prefect, tags of its MLflow runs, and
+the environment of its process.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect.client.schemas.objects import FlowRun
+from prefect.client.schemas.responses import DeploymentResponse
+
+from mlops.agent.attempts import Attempt
+from mlops.agent.environments import Environment
+from mlops.agent.run_processes import ATTEMPT_VARIABLE
+from mlops.bundles import CODE_HASH_LABEL, pulled_bundle
+from mlops.mlflow_api import FLOW_RUN_TAG, FLOW_RUN_URL_TAG
+from mlops.settings import AgentSettings
+
+# Of the MLflow runs, and of the flow run itself: a retry is told from the attempt before it.
+ATTEMPT_TAG = "mlops.attempt"
+MLFLOW_CONTEXT_VARIABLE = "MLFLOW_RUN_CONTEXT"  # MLflow's own
+# The agent's own, which would mislead a run in another environment; without bytecode
+# every run would compile what it imports anew, which doubles its start.
+_PRIVATE_VARIABLES = (
+    "MLOPS_CACHE_DIR",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONHOME",
+    "PYTHONPATH",
+    "VIRTUAL_ENV",
+)
+
+Labels = dict[str, bool | int | float | str]  # as Prefect's client wants them
+
+
+@dataclass(frozen=True)
+class BundleSource:
+    """Where in S3 the code of a deployment of ours lies."""
+
+    bucket: str
+    prefix: str
+
+    @property
+    def content_hash(self) -> str:
+        """The hash that names the bundle."""
+        return self.prefix.rpartition("/")[2]
+
+    @property
+    def uri(self) -> str:
+        """The bundle's address, for people."""
+        return f"s3://{self.bucket}/{self.prefix}/"
+
+    @classmethod
+    def of(cls, deployment: DeploymentResponse) -> "BundleSource | None":
+        """Return the source of a deployment that we registered, else None."""
+        pulled = pulled_bundle(deployment.pull_steps)
+        return cls(*pulled) if pulled and deployment.entrypoint else None
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """One attempt at one flow run.
+
+    Args:
+        attempt: The attempt.
+        flow_run: The run in Prefect.
+        deployment: What it is a run of, if anything.
+        source: Its code, if we registered it.
+    """
+
+    attempt: Attempt
+    flow_run: FlowRun
+    deployment: DeploymentResponse | None
+    source: BundleSource | None
+
+    @property
+    def labels(self) -> Labels:
+        """The labels of the flow run in Prefect."""
+        labels: Labels = {
+            ATTEMPT_TAG: self.attempt.name,
+            "mlops.agent_host": socket.gethostname(),
+        }
+        if self.source:
+            labels |= {
+                CODE_HASH_LABEL: self.source.content_hash,
+                "mlops.code_uri": self.source.uri,
+            }
+        return labels
+
+    def environment(
+        self, settings: AgentSettings, *, given: Mapping[str, str | None]
+    ) -> dict[str, str]:
+        """Return the variables of the run's process that carry the marks.
+
+        Args:
+            settings: Know the address of the run's page.
+            given: What the process finds set anyway. A context for MLflow that the deployment
+                or the run sets itself is kept.
+        """
+        environment = {ATTEMPT_VARIABLE: self.attempt.name}
+        if given.get(MLFLOW_CONTEXT_VARIABLE) not in {
+            None,
+            os.environ.get(MLFLOW_CONTEXT_VARIABLE),
+        }:
+            return environment
+        tags = self.labels | {
+            FLOW_RUN_TAG: str(self.flow_run.id),
+            FLOW_RUN_URL_TAG: settings.run_url(self.flow_run.id),
+            "mlops.prefect_flow_run_name": self.flow_run.name,
+        }
+        if self.deployment:
+            tags["mlops.prefect_deployment"] = self.deployment.name
+        return environment | {MLFLOW_CONTEXT_VARIABLE: json.dumps(tags)}
+
+    def entrypoint(self, folder: Path) -> str:
+        """Return the flow's file below a folder, with `:function`."""
+        return str(folder / str(self.deployment.entrypoint if self.deployment else ""))
+
+
+def own_environment(environment: Environment, entrypoint: str) -> dict[str, str | None]:
+    """Return what a run in an environment of its own finds set, besides the agent's variables.
+
+    Args:
+        environment: Its packages.
+        entrypoint: The flow's file on this host, with `:function`.
+    """
+    hidden: dict[str, str | None] = dict.fromkeys(_PRIVATE_VARIABLES)
+    return hidden | {
+        "PATH": f"{environment.python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+        "VIRTUAL_ENV": str(environment.folder),
+        "PYTHONUNBUFFERED": "1",
+        # The code is here already: the engine loads it instead of running the pull step.
+        "PREFECT__FLOW_ENTRYPOINT": entrypoint,
+    }

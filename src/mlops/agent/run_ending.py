@@ -1,0 +1,212 @@
+"""The end of a run: what Prefect and MLflow are told when its process is gone.
+
+Prefect's engine reports what happens inside the flow (exceptions, time-outs), its worker a
+process that fails and a cancel. Left to us is what nobody could report, a message that tells the
+reason, and the MLflow runs that the flow had open.
+"""
+
+import re
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import anyio
+import anyio.to_thread
+from prefect.client.orchestration import PrefectClient
+from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterTimestamp
+from prefect.client.schemas.objects import FlowRun, Log, State, StateType
+from prefect.client.schemas.sorting import LogSort
+from prefect.exceptions import ObjectNotFound
+from prefect.logging.loggers import flow_run_logger
+from prefect.states import Cancelled, Crashed
+
+from mlops.agent.attempts import Attempt, OpenAttempt
+from mlops.agent.run_context import ATTEMPT_TAG
+from mlops.agent.run_processes import end_processes
+from mlops.errors import MlopsError
+from mlops.mlflow_api import LoggedRun, MlflowApi
+from mlops.settings import MlflowSettings
+
+MLFLOW_TIMEOUT_SECONDS = 10.0  # the run holds its place on this agent meanwhile
+MLFLOW_STATUS = {
+    StateType.COMPLETED: "FINISHED",  # of runs below each other MLflow's exit hook ends only one
+    StateType.FAILED: "FAILED",
+    StateType.CRASHED: "KILLED",
+    StateType.CANCELLED: "KILLED",
+}
+# How Prefect's worker says that a process failed; the engine's own words never begin so.
+# Source: `prefect.runner._flow_run_executor.FlowRunExecutor.submit`.
+WORKERS_WORDS = "Process exited with status code"
+# The engine's last line, whatever the state; on the flow's clock, as MLflow's times are.
+# Source: `prefect.flow_engine`, where a run's context ends.
+ENGINES_LAST_WORDS = re.compile("^Finished in state")
+# What it makes of any `sys.exit`; the code is in the traceback that it logs.
+ENGINES_EXIT_WORDS = "Execution was aborted by Python system exit call."
+SYSTEM_EXIT = re.compile(r"^SystemExit(?:: (.*))?$", re.MULTILINE)
+LOG_PAGE = 200
+LOG_TRIES = 10
+LOG_RETRY_SECONDS = 0.3
+
+
+@dataclass(frozen=True)
+class ProcessEnd:
+    """How a process ended.
+
+    Args:
+        status_code: Its exit code, or the negative number of the signal that killed it.
+        out_of_memory: The kernel was killing for want of memory at that time.
+    """
+
+    status_code: int
+    out_of_memory: bool = False
+
+    def __str__(self) -> str:
+        if self.status_code >= 0:
+            return f"the flow's process ended with exit code {self.status_code}"
+        if self.status_code == -signal.SIGKILL and self.out_of_memory:
+            return "out of memory: the kernel killed the flow's process"
+        try:
+            name = signal.Signals(-self.status_code).name
+        except ValueError:
+            name = f"signal {-self.status_code}"
+        advice = "; want of memory is the usual cause" if name == "SIGKILL" else ""
+        return f"the flow's process was killed by {name}{advice}"
+
+
+class RunEnding:
+    """Brings attempts to their end.
+
+    Args:
+        settings: The MLflow server.
+    """
+
+    def __init__(self, settings: MlflowSettings) -> None:
+        self._mlflow = MlflowApi(settings, timeout_seconds=MLFLOW_TIMEOUT_SECONDS)
+
+    async def conclude(
+        self, client: PrefectClient, opened: OpenAttempt, reason: str | ProcessEnd
+    ) -> None:
+        """Tell Prefect and MLflow that an attempt's process is gone, and close the attempt.
+
+        The attempt stays open when MLflow cannot be told now.
+
+        Args:
+            client: The Prefect server.
+            opened: The attempt.
+            reason: Why the process is gone, in case that nobody else has told.
+
+        Raises:
+            httpx.HTTPError: Prefect does not answer; the attempt stays open.
+        """
+        attempt = opened.attempt
+        try:
+            flow_run = await client.read_flow_run(attempt.flow_run_id)
+        except ObjectNotFound:  # deleted in the UI
+            opened.close()
+            return
+        status: str | None = "KILLED"
+        if _is_current(flow_run, attempt):
+            state = _final_state(flow_run, reason) or await _exit_state(client, flow_run, attempt)
+            if state is not None:
+                await client.set_flow_run_state(flow_run.id, state, force=True)
+            state = state or flow_run.state
+            status = MLFLOW_STATUS.get(state.type) if state else None
+            if state and (state.is_crashed() or state.is_cancelled()):
+                await anyio.to_thread.run_sync(end_processes, attempt)
+        if status is not None and attempt.pid is not None:
+            try:
+                await self._end_mlflow_runs(client, flow_run, attempt, status)
+            except MlopsError as error:
+                flow_run_logger(flow_run).warning(
+                    "its open MLflow runs could not be ended and will be, later: %s", error.message
+                )
+                return
+        opened.close()
+
+    async def _end_mlflow_runs(
+        self, client: PrefectClient, flow_run: FlowRun, attempt: Attempt, status: str
+    ) -> None:
+        find = partial(self._mlflow.logged_runs, ATTEMPT_TAG, attempt.name)
+        runs: list[LoggedRun] = await anyio.to_thread.run_sync(find)
+        unfinished = [run for run in runs if run.is_open]
+        ended_well = [run for run in runs if run.status == "FINISHED"]
+        if ended_well and status != "FINISHED":
+            # At the interpreter's exit MLflow itself ends what is open as FINISHED.
+            engine_ended_ms = await _engine_ended_ms(client, attempt)
+            unfinished += [run for run in ended_well if run.ended_after(engine_ended_ms)]
+        for run in unfinished:
+            end: Callable[[], None] = partial(self._mlflow.end_run, run, status)
+            await anyio.to_thread.run_sync(end)
+        if unfinished:
+            flow_run_logger(flow_run).info(
+                "MLflow runs that were open are %s now: %d", status, len(unfinished)
+            )
+
+
+def _is_current(flow_run: FlowRun, attempt: Attempt) -> bool:
+    """Return whether nobody has picked the run up again since."""
+    labels = flow_run.labels
+    return (
+        labels.get("prefect.worker.name") == attempt.worker  # set by Prefect's own workers too
+        and labels.get(ATTEMPT_TAG, attempt.name) == attempt.name
+    )
+
+
+def _final_state(flow_run: FlowRun, reason: str | ProcessEnd) -> State[None] | None:
+    """Return the state that a run without a process should have instead of its own, if any."""
+    state = flow_run.state
+    if state is None:
+        return None
+    if state.is_cancelling():
+        return Cancelled(message="cancelled, and its process is gone")
+    told_by_worker = state.is_crashed() and (state.message or "").startswith(WORKERS_WORDS)
+    # A retry that was to happen in the same process will never be picked up by another.
+    # Source: get-runs-from-worker-queues.sql of Prefect's server.
+    lost_retry = state.is_scheduled() and flow_run.empirical_policy.retry_type == "in_process"
+    untold = state.is_running() or state.is_pending() or lost_retry
+    if not untold and not (told_by_worker and isinstance(reason, ProcessEnd)):
+        return None
+    when = "" if flow_run.start_time else " before the flow began"
+    return Crashed(message=f"{reason}{when}")
+
+
+async def _exit_state(
+    client: PrefectClient, flow_run: FlowRun, attempt: Attempt
+) -> State[None] | None:
+    """Return a state that tells what a flow gave to `sys.exit`, which the engine's does not."""
+    state = flow_run.state
+    if state is None or not state.is_crashed() or state.message != ENGINES_EXIT_WORDS:
+        return None
+    log = await _find_log(client, attempt, SYSTEM_EXIT)
+    match = SYSTEM_EXIT.search(log.message) if log else None
+    return Crashed(message=f"the flow called sys.exit({match[1] or ''})") if match else None
+
+
+async def _engine_ended_ms(client: PrefectClient, attempt: Attempt) -> float | None:
+    """Return when the engine was done with the flow, in milliseconds since the epoch.
+
+    None if it never came so far.
+    """
+    log = await _find_log(client, attempt, ENGINES_LAST_WORDS)
+    return log.timestamp.timestamp() * 1000 if log else None
+
+
+async def _find_log(
+    client: PrefectClient, attempt: Attempt, pattern: re.Pattern[str]
+) -> Log | None:
+    """Return the newest line of an attempt's log that a pattern is found in, or None.
+
+    The process sends its last lines when it exits, and the server stores them a moment later.
+    """
+    query = LogFilter(
+        flow_run_id=LogFilterFlowRunId(any_=[attempt.flow_run_id]),
+        timestamp=LogFilterTimestamp(after_=attempt.begun),
+    )
+    for _ in range(LOG_TRIES):
+        logs = await client.read_logs(query, limit=LOG_PAGE, sort=LogSort.TIMESTAMP_DESC)
+        for log in logs:
+            if pattern.search(log.message):
+                return log
+        await anyio.sleep(LOG_RETRY_SECONDS)
+    return None
