@@ -14,6 +14,8 @@ from collections.abc import Callable
 from functools import cache
 
 import pytest
+from inotify_limit import ONE_WATCH
+from memory_cgroups import make_memory_cgroup
 
 from mlops.development.locks import find_uv
 
@@ -60,8 +62,29 @@ def _mount() -> str:
     return ""
 
 
+@cache
+def _memory_cgroup() -> str:
+    """The right to limit the memory of processes."""
+    group = make_memory_cgroup("mlops-demand", limit_bytes=2**30)
+    if group is None:
+        return "no memory cgroup can be made"
+    group.rmdir()
+    return ""
+
+
+@cache
+def _inotify_limit() -> str:
+    """A limit of inotify watches of one's own, in a user namespace."""
+    if shutil.which("unshare") is None:
+        return "unshare (util-linux) is not installed"
+    done = subprocess.run([*ONE_WATCH, "true"], capture_output=True, check=False)
+    return "the limit of inotify watches cannot be set" if done.returncode else ""
+
+
 DEMANDS: dict[str, Callable[[], str]] = {
     "docker": _docker,
+    "inotify-limit": _inotify_limit,
+    "memory-cgroup": _memory_cgroup,
     "mount": _mount,
     "package-index": _package_index,
     "root": _root,

@@ -28,7 +28,11 @@ def agent(platform: Platform, tmp_path: Path) -> Iterator[subprocess.Popen[str]]
     }
     with (tmp_path / "log").open("w+") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "mlops", "agent", "start", "--name", "second"],
+            # As from a shell script in the background, where interrupts are ignored.
+            [
+                *("sh", "-c", 'trap "" INT; exec "$@"', "sh"),
+                *(sys.executable, "-m", "mlops", "agent", "start", "--name", "second"),
+            ],
             env=environment,
             stdout=log,
             stderr=subprocess.STDOUT,

@@ -1,7 +1,10 @@
 import hashlib
 import json
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
+import psycopg2
 import pytest
 from embedded.conftest import Platform, run_cli
 from embedded.flow_folders import Servers, wait_for, write_flow
@@ -12,6 +15,32 @@ CRON = "scheduler:\n  method: cron\n  timezone: Asia/Taipei\n  cron: '0 9 * * *'
 @pytest.fixture(scope="module")
 def servers(platform: Platform) -> Servers:
     return Servers(platform)
+
+
+def rows_of(platform: Platform, name: str) -> list[Any]:
+    """Return the database's rows of the flow and deployment `name`, with their versions.
+
+    Whether somebody serves a deployment is noted in its row by the server itself.
+    """
+    connection = psycopg2.connect(
+        host="127.0.0.1",
+        port=platform.postgres_port,
+        user="prefect",
+        password=platform.credentials.prefect_db_password,
+        dbname="prefect",
+    )
+    with closing(connection), connection.cursor() as cursor:
+        cursor.execute(
+            """
+            SELECT f.xmin::text, s.xmin::text, to_jsonb(d) - 'last_polled' - 'status'
+            FROM deployment d JOIN flow f ON f.id = d.flow_id
+            LEFT JOIN deployment_schedule s ON s.deployment_id = d.id WHERE d.name = %s
+            """,
+            (name,),
+        )
+        found: list[Any] = cursor.fetchall()
+    assert found
+    return found
 
 
 def test_registration_writes_bundle_and_deployment(
@@ -63,13 +92,13 @@ def test_registration_writes_bundle_and_deployment(
 def test_unchanged_folder_writes_nothing(
     platform: Platform, servers: Servers, tmp_path: Path
 ) -> None:
-    """Registering again leaves every object and the deployment as they were."""
+    """Registering again leaves every object, and every row of the flow, as they were."""
     folder = write_flow(tmp_path / "same", "pass", more=CRON)
     platform.cli("flows", "register", str(folder))
-    before = (servers.objects("prefect", "flows/same/"), servers.deployment("same")["updated"])
+    before = (servers.objects("prefect", "flows/same/"), rows_of(platform, "same"))
     done = platform.cli("flows", "register", str(folder), "--json")
     assert json.loads(done.stdout)[0]["action"] == "unchanged"
-    after = (servers.objects("prefect", "flows/same/"), servers.deployment("same")["updated"])
+    after = (servers.objects("prefect", "flows/same/"), rows_of(platform, "same"))
     assert after == before
 
 
@@ -146,6 +175,8 @@ def test_mistake_in_one_folder_does_not_stop_the_others(
     done = platform.cli("flows", "register", str(tmp_path / "many"))
     assert done.returncode == 1
     assert "broken/flow.yaml: colour" in done.stderr
+    reported = platform.cli("flows", "register", str(tmp_path / "many"), "--json")
+    assert {row["action"] for row in json.loads(reported.stdout)} == {"refused", "unchanged"}
     assert servers.deployment("sound")["name"] == "sound"
 
 
@@ -197,16 +228,3 @@ def test_list_shows_what_is_registered(
     assert row["schedule"] == "0 9 * * * Asia/Taipei"
     assert row["next_run"] == runs[0]["expected_start_time"].replace("+00:00", "Z")
     assert "listed/listed" in platform.cli("flows", "list").stdout
-
-
-def test_watched_folder_is_registered_when_it_appears(platform: Platform, servers: Servers) -> None:
-    """The scheduler registers a folder that is dropped into FLOW_DIR, and its later change."""
-    write_flow(platform.flow_dir / "dropped", "pass")
-
-    def version() -> str | None:
-        response = servers.prefect.get("/deployments/name/dropped/dropped")
-        return response.json()["version"] if response.status_code == 200 else None
-
-    first = wait_for(version, 20)
-    write_flow(platform.flow_dir / "dropped", "print(2)")
-    wait_for(lambda: version() != first, 20)

@@ -1,3 +1,4 @@
+import errno
 import os
 import signal
 import subprocess
@@ -49,6 +50,14 @@ def test_own_errors_are_said_with_their_hint(
 def test_exit_codes(error: BaseException, code: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every way a command may end has its exit code."""
     assert run_raising(error, monkeypatch) == code
+
+
+def test_output_that_cannot_be_written_is_no_bug(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A full disk behind the output is said in one line."""
+    assert run_raising(OSError(errno.ENOSPC, "No space left on device"), monkeypatch) == 1
+    assert "the output cannot be written: No space left" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("arguments", [["nonsense"], ["lock", "--nonsense"], []])

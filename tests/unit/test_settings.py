@@ -35,6 +35,27 @@ def test_environment_is_read(platform: pytest.MonkeyPatch) -> None:
     assert settings.ui_url == "http://127.0.0.1:4200"
 
 
+@pytest.mark.parametrize(
+    ("address", "expected"),
+    [
+        ("nonsense", "not an address; allowed: http://<host>:<port>"),
+        ("http://", "not an address"),
+        ("ftp://host", "not an address"),
+        ("http://user:word@host:1", "holds credentials"),
+    ],
+)
+def test_what_is_no_address_is_refused(
+    platform: pytest.MonkeyPatch, address: str, expected: str
+) -> None:
+    """Every server's address is checked, and its credentials are not repeated."""
+    for name in ("AWS_ENDPOINT_URL_S3", "PREFECT_API_URL", "MLFLOW_TRACKING_URI"):
+        platform.setenv(name, address)
+    with pytest.raises(MlopsError) as caught:
+        AgentSettings.from_environment()
+    assert str(caught.value).count(expected) == 3
+    assert "word" not in str(caught.value)
+
+
 def test_empty_variables_are_as_if_not_set(platform: pytest.MonkeyPatch) -> None:
     """Compose hands on unset variables as empty ones."""
     for name in ("QUEUE_NAME", "TORCH_BACKEND", "GPU_IDS"):

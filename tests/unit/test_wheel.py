@@ -34,16 +34,29 @@ def mlops(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "venv" / "bin" / "mlops"
 
 
-@pytest.mark.requires("package-index")
-def test_plain_installation_checks_flows(mlops: Path, tmp_path: Path) -> None:
-    """Without any extra, the wheel checks a flow folder."""
-    done = subprocess.run(
-        [mlops, "flows", "check", PROJECT / "flows" / "digits"],
-        cwd=tmp_path,
-        env={"HOME": str(tmp_path), "PATH": "/usr/bin:/bin"},
+def run_flows(mlops: Path, home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run `mlops flows …` of the wheel with a cleared environment."""
+    return subprocess.run(
+        [mlops, "flows", *arguments],
+        cwd=home,
+        env={"HOME": str(home), "PATH": "/usr/bin:/bin"},
         capture_output=True,
         text=True,
         check=False,
     )
+
+
+@pytest.mark.requires("package-index")
+def test_plain_installation_checks_flows(mlops: Path, tmp_path: Path) -> None:
+    """Without any extra, the wheel checks a flow folder."""
+    done = run_flows(mlops, tmp_path, "check", str(PROJECT / "flows" / "digits"))
     assert done.returncode == 0, done.stderr
     assert "digits" in done.stdout
+
+
+@pytest.mark.requires("package-index")
+def test_plain_installation_makes_a_flow(mlops: Path, tmp_path: Path) -> None:
+    """The wheel brings the template of new flow folders along."""
+    done = run_flows(mlops, tmp_path, "new", str(tmp_path / "mine"), "--json")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "mine" / "flow.py").is_file()

@@ -1,67 +1,15 @@
 """The cache of code, against a real S3 server."""
 
 import os
-import shutil
-import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from mlops.agent.code_cache import CodeCache
-from mlops.bundles import (
-    MANIFEST_NAME,
-    BundleError,
-    EnvironmentNeeds,
-    prefix_of,
-    read_folder,
-    upload,
-)
-from mlops.errors import MlopsError
-from mlops.settings import S3Settings
+from mlops.bundles import MANIFEST_NAME, BundleError, EnvironmentNeeds, prefix_of
+from mlops.scheduler.flow_files import read_folder
+from mlops.scheduler.upload import missing_files, upload
 from mlops.storage import ObjectStore
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ObjectStore]:
-    """A bucket on an S3 server of its own."""
-    root = tmp_path_factory.mktemp("s3")
-    (root / "prefect").mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    program = shutil.which("rclone", path=str(Path(sys.executable).parent)) or "rclone"
-    server = subprocess.Popen(
-        [program, "serve", "s3", "--config", "", "--addr", f"127.0.0.1:{port}", str(root)],
-        env=os.environ | {"RCLONE_AUTH_KEY": '"test-access,test-secret"'},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    settings = S3Settings.from_environment(
-        aws_endpoint_url_s3=f"http://127.0.0.1:{port}",
-        aws_access_key_id="test-access",
-        aws_secret_access_key="test-secret",
-    )
-    bucket = ObjectStore(settings, "prefect")
-    deadline = time.monotonic() + 15
-    try:
-        while not _answers(bucket):
-            assert time.monotonic() < deadline, "the S3 server does not answer"
-        yield bucket
-    finally:
-        server.terminate()
-        server.wait()
-
-
-def _answers(bucket: ObjectStore) -> bool:
-    try:
-        bucket.sizes("")
-    except MlopsError:
-        return False
-    return True
 
 
 @pytest.fixture
@@ -72,10 +20,9 @@ def prefix(store: ObjectStore, tmp_path: Path) -> str:
     (folder / "flow.py").write_text(f"print({str(tmp_path)!r})\n")
     (folder / "sub" / "run.sh").write_text("#!/bin/sh\n")
     (folder / "sub" / "run.sh").chmod(0o755)
-    manifest = read_folder(folder, EnvironmentNeeds())
-    assert upload(folder, manifest, store)
-    assert not upload(folder, manifest, store)
-    return prefix_of(folder.name, manifest.content_hash)
+    bundle = read_folder(folder, EnvironmentNeeds())
+    upload(bundle, missing_files(bundle, store) or [], store)
+    return bundle.prefix
 
 
 @pytest.fixture

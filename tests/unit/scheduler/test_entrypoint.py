@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from mlops.errors import MlopsError
-from mlops.scheduler.entrypoint import read_function
+from mlops.scheduler.entrypoint import read_function, read_parameter_schema
 
 CODE = '''\
 from __future__ import annotations
@@ -59,16 +59,71 @@ def folder(tmp_path: Path) -> Path:
 def test_schema_is_read_without_running_the_code(folder: Path) -> None:
     """Types, defaults, choices and descriptions of the parameters reach the schema."""
     function = read_function(folder, "flow.py", "train_it")
-    properties = function.parameter_schema["properties"]
+    schema = read_parameter_schema(folder, function)
+    properties = schema["properties"]
     assert function.flow_name == "Training of things"
     assert function.parameters == ("size", "kind", "mode", "options", "factor", "note")
-    assert function.parameter_schema["required"] == ["size"]
+    assert schema["required"] == ["size"]
     assert properties["size"]["type"] == "integer"
     assert properties["size"]["description"] == "How much of it."
     assert properties["mode"]["enum"] == ["fast", "slow"]
     assert properties["options"]["default"] == {"depth": 3}
     assert properties["factor"]["default"] == 4
-    assert function.parameter_schema["definitions"]["Kind"]["enum"] == ["small", "large"]
+    assert schema["definitions"]["Kind"]["enum"] == ["small", "large"]
+
+
+@pytest.mark.parametrize(
+    ("imports", "decorator", "expected"),
+    [
+        ("from prefect import flow as f", '@f(name="as given")', "as given"),
+        ("from prefect import flow as f", "@f", "the-one"),
+        ("import prefect", '@prefect.flow(name="as given")', "as given"),
+        ("import prefect as p", '@p.flow(name="as given")', "as given"),
+        ("from company import traced_flow", "@traced_flow", "the-one"),
+    ],
+)
+def test_flow_is_known_under_any_name(
+    tmp_path: Path, imports: str, decorator: str, expected: str
+) -> None:
+    """However the decorator is imported, the flow's name is what it says."""
+    (tmp_path / "flow.py").write_text(f"{imports}\n\n{decorator}\ndef the_one(): ...\n")
+    assert read_function(tmp_path, "flow.py", "the_one").flow_name == expected
+
+
+@pytest.mark.parametrize(
+    ("imports", "decorator"),
+    [
+        ("from prefect import task", "@task"),
+        ("import prefect", "@prefect.task(retries=2)"),
+        ("import functools", "@functools.cache"),
+        ("from functools import cache as c", "@c"),
+    ],
+)
+def test_other_decorators_make_no_flow(tmp_path: Path, imports: str, decorator: str) -> None:
+    """A task, or a function with a decorator of Python's own, is refused."""
+    (tmp_path / "flow.py").write_text(f"{imports}\n\n{decorator}\ndef main(): ...\n")
+    with pytest.raises(MlopsError, match="has no @flow decorator"):
+        read_function(tmp_path, "flow.py", "main")
+
+
+def test_every_kind_of_parameter_is_read(tmp_path: Path) -> None:
+    """Positional-only parameters are fields like the others; *args and **kwargs are none."""
+    (tmp_path / "flow.py").write_text(
+        "from prefect import flow\n\n@flow\ndef main(a, /, b=2, *args, c=3, **kwargs): ...\n"
+    )
+    schema = read_parameter_schema(tmp_path, read_function(tmp_path, "flow.py", "main"))
+    assert sorted(schema["properties"]) == ["a", "b", "c"]
+    assert schema["required"] == ["a"]
+
+
+def test_types_of_a_star_import_are_read(tmp_path: Path) -> None:
+    """Types that come in by `from … import *` reach the schema."""
+    (tmp_path / "flow.py").write_text(
+        "from typing import *\nfrom prefect import flow\n\n"
+        '@flow\ndef main(mode: Literal["fast", "slow"] = "fast"): ...\n'
+    )
+    schema = read_parameter_schema(tmp_path, read_function(tmp_path, "flow.py", "main"))
+    assert schema["properties"]["mode"]["enum"] == ["fast", "slow"]
 
 
 def test_name_without_an_argument_is_the_functions(folder: Path) -> None:
@@ -80,14 +135,14 @@ def test_siblings_of_two_flows_are_kept_apart(
     folder: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """Each flow's schema is made from its own `models.py`."""
-    read_function(folder, "flow.py", "train_it")
+    read_parameter_schema(folder, read_function(folder, "flow.py", "train_it"))
     other = tmp_path_factory.mktemp("other")
     (other / "flow.py").write_text(CODE)
     (other / "models.py").write_text(
         "import pydantic\n\nclass Options(pydantic.BaseModel):\n    width: int = 5\n"
     )
-    function = read_function(other, "flow.py", "train_it")
-    assert function.parameter_schema["properties"]["options"]["default"] == {"width": 5}
+    schema = read_parameter_schema(other, read_function(other, "flow.py", "train_it"))
+    assert schema["properties"]["options"]["default"] == {"width": 5}
 
 
 @pytest.mark.parametrize(
@@ -117,4 +172,4 @@ def test_sibling_that_fails_is_named(folder: Path) -> None:
     """A module that the signature needs and that raises is reported, not a traceback."""
     (folder / "models.py").write_text("raise RuntimeError('broken')\n")
     with pytest.raises(MlopsError, match="its parameters cannot be read: RuntimeError: broken"):
-        read_function(folder, "flow.py", "train_it")
+        read_parameter_schema(folder, read_function(folder, "flow.py", "train_it"))

@@ -50,14 +50,15 @@ def test_sample_is_accepted_as_it_is(tmp_path: Path, place: str) -> None:
     spec = read_spec(write_flow(tmp_path, SAMPLE, at=place, code="prefect_flow.py"))
     assert spec.content.deployment.queue_name == "ml"
     assert spec.schedule == RruleSchedule(
-        rrule="FREQ=WEEKLY;BYDAY=MO,WE,FR;UNTIL=20270730T120000", timezone="Asia/Taipei"
+        rrule="DTSTART:20200101T000000\nRRULE:FREQ=WEEKLY;BYDAY=MO,WE,FR;UNTIL=20270730T120000",
+        timezone="Asia/Taipei",
     )
 
 
 @pytest.mark.parametrize(
     ("method", "expected"),
     [
-        ("interval", IntervalSchedule(seconds=60, timezone="Asia/Taipei")),
+        ("interval", IntervalSchedule(seconds=60, local_timezone="Asia/Taipei")),
         ("cron", CronSchedule(cron="1 * * * *", timezone="Asia/Taipei")),
     ],
 )
@@ -87,9 +88,46 @@ def test_scheduler_may_be_left_out(tmp_path: Path) -> None:
         ("[]", "is not a mapping; allowed: RFS_NAME, deployment"),
         ("a: [", "line 1: not YAML"),
         ("scheduler:\n  method: cron\n", "scheduler.cron: is missing; required by method: cron"),
-        (DEPLOYMENT + "gpus: -1\n", "gpus: input should be greater than or equal to 0"),
+        (DEPLOYMENT + "gpus: -1\n", "gpus: -1 (int) is too small; allowed: from 0"),
         (DEPLOYMENT + "python: 3.12\n", "python: 3.12 (float) is not text; allowed: text (quote"),
         (DEPLOYMENT + "requirements: no.txt\n", "no.txt is missing"),
+        (DEPLOYMENT + "requirements: ../x\n", "requirements: '../x' is outside of the flow folder"),
+        (DEPLOYMENT + f"requirements: {'x' * 300}\n", "is missing"),
+        (DEPLOYMENT.replace("flow.py", "flow.txt"), "allowed: a file whose name ends in .py"),
+        (DEPLOYMENT.replace("flow.py", '"a\\0.py"'), "has the character U+0000"),
+        (DEPLOYMENT.replace("d\n", "on\n"), "deploy_name: on (bool) is not text; allowed: text (q"),
+        (DEPLOYMENT.replace("d\n", "1_000\n"), "deploy_name: 1_000 (int) is not text"),
+        (DEPLOYMENT.replace("d\n", "1e3\n"), "deploy_name: 1e3 (float) is not text"),
+        (DEPLOYMENT.replace("d\n", "\n"), "deploy_name: nothing is not text"),
+        (DEPLOYMENT.replace("d\n", "''\n"), "deploy_name: is empty; required: name of the deploy"),
+        (DEPLOYMENT.replace("d\n", "a/b\n"), "deploy_name: 'a/b' has the character '/'; allowed:"),
+        (DEPLOYMENT + "  pool_name: Prefect x\n", "pool_name: 'Prefect x' starts with 'prefect'"),
+        (DEPLOYMENT + "  queue_name: a?\n", "deployment.queue_name: 'a?' has the character '?'"),
+        (DEPLOYMENT + "python: 3.10\n", "python: 3.10 (float) is not text; allowed: text (quote"),
+        (
+            DEPLOYMENT + "python: 'three'\n",
+            "python: 'three' is not a version; allowed: as in \"3.12",
+        ),
+        (DEPLOYMENT + "python: '3.7'\n", "python: '3.7' is too old for Prefect 3"),
+        (DEPLOYMENT + "tags: night\n", "tags: 'night' is not a list; allowed: a list, as in"),
+        (DEPLOYMENT + "tags: [a, 2]\n", "tags.1: 2 (int) is not text"),
+        (DEPLOYMENT + "tags: [a, b, a]\n", "tags: 'a' is there twice"),
+        (DEPLOYMENT + "gpus: two\n", "gpus: 'two' is not a whole number; allowed: how many GPUs"),
+        (DEPLOYMENT + "gpus: 1.5\n", "gpus: 1.5 (float) is not a whole number"),
+        (DEPLOYMENT + "gpus: yes\n", "gpus: yes (bool) is not a whole number"),
+        (
+            DEPLOYMENT + "concurrency_limit: 0\n",
+            "concurrency_limit: 0 (int) is too small; allowed: f",
+        ),
+        (DEPLOYMENT + "concurrency_limit: 3000000000\n", "is too large; allowed: up to 2147483647"),
+        (
+            DEPLOYMENT + "warm: [torch, a-b]\n",
+            "warm.1: 'a-b' is not a module; allowed: names as in",
+        ),
+        (DEPLOYMENT + "parameters: [1]\n", "parameters: [1] (list) is not a mapping"),
+        (DEPLOYMENT + "description: [1]\n", "description: [1] (list) is not text"),
+        (DEPLOYMENT + "gpus: 1\ngpus: 2\n", "gpus: is there twice, first in line 5 (line 6)"),
+        (DEPLOYMENT + "gpus: !!set {1}\n", "gpus: set is no kind of value here"),
     ],
 )
 def test_mistake_names_path_and_allowed_values(tmp_path: Path, text: str, expected: str) -> None:
@@ -117,6 +155,44 @@ scheduler:
     ]
     assert "allowed: interval, cron, rrule" in told[3]
     assert "Asia/Taipei" in told[4]
+
+
+def test_optional_keys_are_read(tmp_path: Path) -> None:
+    """Every optional key arrives as it was written, also through anchors and with a BOM."""
+    text = (
+        DEPLOYMENT
+        + """\
+parameters: {rates: &rates {high: 1e-3, day: 2026-11-21}, low: {<<: *rates, high: 5}}
+description: Trains.
+tags: [a, "on"]
+gpus: 2
+concurrency_limit: 3
+python: "3.12"
+requirements: flow.py
+warm: [sklearn.svm]
+"""
+    )
+    folder = write_flow(tmp_path, "\ufeff" + text.replace("\n", "\r\n"))
+    content = read_spec(folder).content
+    assert content.parameters == {
+        "rates": {"high": 0.001, "day": "2026-11-21"},
+        "low": {"high": 5, "day": "2026-11-21"},
+    }
+    assert content.model_dump(exclude={"deployment", "parameters"}, exclude_unset=True) == {
+        "description": "Trains.",
+        "tags": ("a", "on"),
+        "gpus": 2,
+        "concurrency_limit": 3,
+        "python": "3.12",
+        "requirements": "flow.py",
+        "warm": ("sklearn.svm",),
+    }
+
+
+def test_consequence_of_a_mistake_is_not_told_as_another(tmp_path: Path) -> None:
+    """A value that YAML itself cannot give is told once."""
+    (told,) = mistakes_of(tmp_path, DEPLOYMENT + "gpus: !!set {1}\n")
+    assert told.endswith("(line 5)")
 
 
 def test_folder_of_flows_is_searched_one_level_deep(tmp_path: Path) -> None:

@@ -1,0 +1,138 @@
+import datetime as dt
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from embedded.conftest import Platform, run_cli
+from embedded.flow_folders import Servers, wait_for, write_flow
+
+
+@pytest.fixture(scope="module")
+def servers(platform: Platform) -> Servers:
+    return Servers(platform)
+
+
+def prune(platform: Platform, *arguments: str) -> list[dict[str, Any]]:
+    """Run `mlops flows prune --json …` and return what it reports."""
+    done = run_cli("flows", "prune", "--json", *arguments, environment=platform.environment())
+    assert done.returncode == 0, done.stderr
+    report: list[dict[str, Any]] = json.loads(done.stdout)
+    return report
+
+
+def exists(servers: Servers, name: str) -> bool:
+    status: int = servers.prefect.get(f"/deployments/name/{name}/{name}").status_code
+    return status == 200
+
+
+def test_deployment_without_a_folder_is_shown_and_then_removed(
+    platform: Platform, servers: Servers, tmp_path: Path
+) -> None:
+    """What is gone is removed with --yes only; folders that are there stay, broken ones too."""
+    for name in ("gone", "renamed", "broken", "kept"):
+        write_flow(tmp_path / name, "pass")
+    platform.cli("flows", "register", str(tmp_path))
+    shutil.rmtree(tmp_path / "gone")
+    spec = tmp_path / "renamed" / "flow.yaml"
+    spec.write_text(spec.read_text().replace("deploy_name: renamed", "deploy_name: other"))
+    (tmp_path / "broken" / "flow.yaml").write_text("deployment: [")
+
+    shown = prune(platform, str(tmp_path))
+    assert {row["name"]: (row["reason"], row["removed"]) for row in shown} == {
+        "gone/gone": (f"{tmp_path}/gone is gone", False),
+        "renamed/renamed": (f"{tmp_path}/renamed is now renamed/other", False),
+    }
+    assert exists(servers, "gone")
+    assert all(row["removed"] for row in prune(platform, str(tmp_path), "--yes"))
+    assert [name for name in ("gone", "renamed", "broken", "kept") if exists(servers, name)] == [
+        "broken",
+        "kept",
+    ]
+    assert prune(platform, str(tmp_path), "--yes") == []
+
+
+def test_deployment_with_a_run_in_progress_is_kept(
+    platform: Platform, servers: Servers, tmp_path: Path
+) -> None:
+    """A run that has begun keeps its deployment."""
+    folder = write_flow(tmp_path / "busy", "pass", pool="nobody-serves-this")
+    platform.cli("flows", "register", str(folder))
+    platform.cli("flows", "run", "busy/busy")
+    (run,) = servers.flow_runs(servers.deployment("busy")["id"])
+    pending = {"state": {"type": "PENDING"}, "force": True}
+    servers.prefect.post(f"/flow_runs/{run['id']}/set_state", json=pending).raise_for_status()
+    shutil.rmtree(folder)
+    (row,) = prune(platform, str(tmp_path), "--yes")
+    assert row["kept"] == f"in progress: {run['name']}"
+    assert exists(servers, "busy")
+
+
+def test_other_schedulers_deployments_are_theirs(
+    platform: Platform, servers: Servers, tmp_path: Path
+) -> None:
+    """What another scheduler registered from a folder of the same path is left alone."""
+    folder = write_flow(tmp_path / "theirs", "pass")
+    other = platform.environment("scheduler") | {"MLOPS_SCHEDULER_NAME": "other-host"}
+    assert run_cli("flows", "register", str(folder), environment=other).returncode == 0
+    shutil.rmtree(folder)
+    assert prune(platform, str(tmp_path), "--yes") == []
+    assert exists(servers, "theirs")
+
+
+def test_missing_folder_of_flows_removes_nothing(platform: Platform, tmp_path: Path) -> None:
+    """A FLOW_DIR that is not there is a mistake, not a wish to remove everything."""
+    done = platform.cli("flows", "prune", str(tmp_path / "unmounted"), "--yes")
+    assert done.returncode == 1
+    assert "no such folder, and so every flow would be gone" in done.stderr
+
+
+def test_code_that_nothing_refers_to_is_removed(
+    platform: Platform, servers: Servers, tmp_path: Path
+) -> None:
+    """Of three versions the deployment's and the one that ran lately stay, until time is up."""
+    hashes = []
+    for body in ("print('never ran')", "print('ran')", "print('deployed')"):
+        folder = write_flow(tmp_path / "versions", body)
+        done = platform.cli("flows", "register", str(folder), "--json")
+        (report,) = json.loads(done.stdout)
+        hashes.append(report["code_hash"])
+        if body == "print('ran')":
+            between = dt.datetime.now(dt.UTC)
+            platform.cli("flows", "run", str(folder), "--follow")
+
+    def versions() -> list[str]:
+        keys = servers.objects("prefect", "flows/versions/")
+        return [content_hash for content_hash in hashes if any(content_hash in k for k in keys)]
+
+    prune(platform, "--code", "--days", "30", "--yes")
+    assert versions() == hashes  # a version younger than an hour may be on its way
+    days = (dt.datetime.now(dt.UTC) - between) / dt.timedelta(days=1)
+    reported = [row["name"] for row in prune(platform, "--code", "--days", str(days))]
+    assert f"s3://prefect/flows/versions/{hashes[0]}" in reported
+    assert versions() == hashes
+    prune(platform, "--code", "--days", str(days), "--yes")
+    assert versions() == hashes[1:]
+    prune(platform, "--code", "--days", "0", "--yes")
+    assert versions() == hashes[2:]
+    again = platform.cli("flows", "run", "versions/versions", "--follow")
+    assert again.returncode == 0, again.stderr
+
+
+def test_run_that_is_to_come_keeps_its_code(
+    platform: Platform, servers: Servers, tmp_path: Path
+) -> None:
+    """A run that waits for an agent keeps the version that it was asked for."""
+    folder = write_flow(tmp_path / "to-come", "print(1)", pool="nobody-serves-this")
+    platform.cli("flows", "register", str(folder))
+    platform.cli("flows", "run", str(folder))
+    write_flow(folder, "print(2)", pool="nobody-serves-this")
+    platform.cli("flows", "register", str(folder))
+    before = servers.objects("prefect", "flows/to-come/")
+    prune(platform, "--code", "--days", "0", "--yes")
+    assert servers.objects("prefect", "flows/to-come/") == before
+    (run,) = servers.flow_runs(servers.deployment("to-come")["id"])
+    servers.prefect.delete(f"/flow_runs/{run['id']}").raise_for_status()
+    wait_for(lambda: prune(platform, "--code", "--days", "0", "--yes"), 10)
+    assert len(servers.objects("prefect", "flows/to-come/")) == len(before) / 2

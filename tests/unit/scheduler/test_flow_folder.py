@@ -1,0 +1,106 @@
+"""Reading flow folders while somebody writes to them."""
+
+import random
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from mlops.scheduler import flow_folder
+from mlops.scheduler.flow_files import FolderChangedError
+
+PARTS = 6
+FLOW_YAML = """\
+deployment:
+  flow_py_name: flow.py
+  flow_name: main
+  deploy_name: moving
+  pool_name: default-agent-pool
+  queue_name: ml
+"""
+
+
+def write_generation(folder: Path, generation: int, *, renaming: bool = False) -> None:
+    """Write the flow and its parts so that all of them name one generation."""
+    function = "from prefect import flow\n\n\n@flow\ndef main():\n    pass\n"
+    bodies = {f"part{n}.txt": f"{generation:09}\n" * 500 for n in range(PARTS)}
+    for name, body in {"flow.yaml": FLOW_YAML, "flow.py": function, **bodies}.items():
+        if renaming:
+            (folder / f".{name}.new").write_text(body)
+            (folder / f".{name}.new").rename(folder / name)
+        else:
+            (folder / name).write_text(body)
+
+
+@contextmanager
+def writer(folder: Path, rest_seconds: tuple[float, float], *, renaming: bool) -> Iterator[None]:
+    """Write generations, with a rest after each, until the context ends."""
+    ended = threading.Event()
+    rests = random.Random(4)  # noqa: S311  # no secret
+
+    def write() -> None:
+        generation = 0
+        while not ended.wait(rests.uniform(*rest_seconds)):
+            generation += 1
+            write_generation(folder, generation, renaming=renaming)
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@pytest.mark.parametrize("renaming", [False, True])
+def test_folder_is_never_read_in_the_middle(tmp_path: Path, renaming: bool) -> None:
+    """However the writes and the reads fall together, all files read are of one generation."""
+    write_generation(tmp_path, 0)
+    read = 0
+    deadline = time.monotonic() + 2.5
+    with writer(tmp_path, (0.0, 0.3), renaming=renaming):
+        while time.monotonic() < deadline:
+            flow = flow_folder.read(tmp_path)
+            parts = {f.sha256 for f in flow.bundle.manifest.files if f.path.startswith("part")}
+            assert len(parts) == 1
+            read += 1
+    assert read > 3
+
+
+def test_folder_that_never_rests_is_refused(tmp_path: Path) -> None:
+    """What is written to all the time is given up within seconds, with the mend."""
+    write_generation(tmp_path, 0)
+    with (
+        writer(tmp_path, (0.0, 0.02), renaming=False),
+        pytest.raises(FolderChangedError, match="is written to all the time") as error,
+    ):
+        flow_folder.read(tmp_path)
+    assert ".prefectignore" in error.value.hint
+
+
+def test_file_in_an_ignored_place_does_not_disturb(tmp_path: Path) -> None:
+    """A log that grows where .prefectignore says so is nothing to wait for."""
+    write_generation(tmp_path, 0)
+    (tmp_path / ".prefectignore").write_text("logs/\n")
+    logs = tmp_path / "logs"
+    logs.mkdir()
+    with writer(logs, (0.0, 0.01), renaming=False):
+        names = {file.path for file in flow_folder.read(tmp_path).bundle.manifest.files}
+    assert names == {".prefectignore", "flow.py", "flow.yaml", *(f"part{n}.txt" for n in range(6))}
+
+
+def test_time_of_another_machine_is_no_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files from a server whose clock is ahead are read at once."""
+    write_generation(tmp_path, 0)
+    # A file's own time of change cannot be set: the clock is set back instead.
+    now = time.time_ns() - 3600 * 10**9
+    monkeypatch.setattr("mlops.scheduler.flow_folder.time.time_ns", lambda: now)
+    began = time.monotonic()
+    flow_folder.read(tmp_path)
+    assert time.monotonic() - began < flow_folder.REST_LIMIT_SECONDS
