@@ -8,14 +8,17 @@ import platform
 import re
 import signal
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import psutil
 from pydantic import BaseModel, ConfigDict, computed_field
+
+COMMAND_SECONDS = 600
 
 
 class Machine(BaseModel):
@@ -93,6 +96,35 @@ def compare(measure: Measure, peer: Measure, limit: float | None = None) -> Rati
 def announce(line: str) -> None:
     """Say on stderr what goes on."""
     print(line, file=sys.stderr, flush=True)
+
+
+def timed_command(
+    command: Sequence[str | Path], environment: dict[str, str], folder: Path | None = None
+) -> float:
+    """Run a command and return the seconds that it took.
+
+    Args:
+        command: Its command line.
+        environment: All of its environment.
+        folder: Its working directory; default: ours.
+
+    Raises:
+        RuntimeError: It failed.
+    """
+    began = time.monotonic()
+    done = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_SECONDS,
+        check=False,
+    )
+    took = time.monotonic() - began
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(map(str, command))}: {done.stdout}{done.stderr}")
+    return took
 
 
 def wait_until(

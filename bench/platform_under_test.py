@@ -3,7 +3,6 @@
 import os
 import shutil
 import socket
-import subprocess
 import sys
 import tempfile
 import time
@@ -12,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from measure import wait_until
+from measure import timed_command, wait_until
 
 from mlops.health import UnhealthyError
 from mlops.identities import ClientRole, role_environment
@@ -22,8 +21,6 @@ from mlops.local.processes import find_processes, memory_bytes
 from mlops.local.services import SERVICES, Situation
 from mlops.local.shutdown import stop_services
 from mlops.local.supervision import FOREIGN_PREFIXES, Supervisor
-
-COMMAND_SECONDS = 600
 
 
 def free_ports(count: int) -> list[int]:
@@ -80,20 +77,11 @@ class Platform:
         Raises:
             RuntimeError: It failed.
         """
-        began = time.monotonic()
-        done = subprocess.run(
+        return timed_command(
             [sys.executable, "-m", "mlops", *arguments],
-            env=clean_environment()
+            clean_environment()
             | {"MLOPS_HOME": str(self.home.path), "FLOW_DIR": str(self.flow_dir)},
-            capture_output=True,
-            text=True,
-            timeout=COMMAND_SECONDS,
-            check=False,
         )
-        took = time.monotonic() - began
-        if done.returncode:
-            raise RuntimeError(f"mlops {' '.join(arguments)}: {done.stdout}{done.stderr}")
-        return took
 
     def stop_all_but(self, kept: Sequence[str]) -> None:
         """Stop services, and leave the supervisor and the ones named running."""
