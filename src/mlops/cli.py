@@ -26,7 +26,7 @@ from mlops.server import commands as server
 
 _BUG = 3
 _INTERRUPTED = 130
-_WITHOUT_SERVERS = {"check", "new", "schema"}
+_WITHOUT_SERVERS = {"check", "health", "new", "schema"}
 
 
 def _use_local_platform(context: typer.Context) -> None:

@@ -1,6 +1,7 @@
 """The Prefect server as a client of ours sees it, with errors that a user can act on."""
 
 import os
+import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,13 +9,16 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import httpx
+from packaging.version import Version
 
+from mlops import __version__
 from mlops.errors import MlopsError
 from mlops.settings import PrefectSettings
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
+VERSION_HEADER = "mlops-version"  # of our Prefect server's answers: the release it runs
 CONNECT_TIMEOUT_SECONDS = 5.0
 TIMEOUT_SECONDS = 30.0
 
@@ -65,7 +69,8 @@ def check_server(settings: PrefectSettings) -> None:
     """Ask the server for its version, with our credentials.
 
     Raises:
-        MlopsError: Nothing answers there, or something else, or it refuses the credentials.
+        MlopsError: Nothing answers there, or something else, it refuses the credentials, or is
+            older than we are.
     """
     url = settings.prefect_api_url
     try:
@@ -74,16 +79,33 @@ def check_server(settings: PrefectSettings) -> None:
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _unreachable(url, error) from error
-    # Other servers ask for credentials too; Prefect says it in JSON of its own.
-    if response.status_code == httpx.codes.UNAUTHORIZED and "exception_message" in response.text:
-        raise _refused(url)
-    kind = response.headers.get("content-type", "")
-    if response.status_code != httpx.codes.OK or "json" not in kind:
+    version = response.headers.get(VERSION_HEADER)
+    if version is None:
         raise MlopsError(
-            f"{url}: answers, but is no Prefect server (GET /admin/version gave "
-            f"{response.status_code} {kind})",
-            hint="PREFECT_API_URL is http://<host>:<port>/api",
+            f"{url}: is no server of this platform; there answers {_who(response)}",
+            hint="PREFECT_API_URL is http://<server>:<port>/api; with Compose, check SERVER_IP",
         )
+    if response.status_code == httpx.codes.UNAUTHORIZED:
+        raise _refused(url)
+    if not response.is_success:
+        raise MlopsError(f"{url}: GET /admin/version gave {response.status_code}")
+    if Version(version) < Version(__version__):
+        raise MlopsError(
+            f"{url}: the server is mlops {version}, older than this one, {__version__}",
+            hint="update the server first, then what uses it",
+        )
+
+
+def _who(response: httpx.Response) -> str:
+    """Say what kind of server has answered."""
+    title = re.search(r"<title>\s*([^<]{1,60})", response.text)
+    kind = response.headers.get("content-type", "nothing to read").split(";")[0]
+    facts = [
+        response.headers.get("server", "an unnamed server"),
+        f"with {response.status_code} {kind}",
+        f"titled {title[1].strip()!r}" if title else "",
+    ]
+    return " ".join(fact for fact in facts if fact)
 
 
 def _login(settings: PrefectSettings) -> tuple[str, str] | None:
@@ -182,5 +204,6 @@ def _refused(url: str) -> MlopsError:
 def _unreachable(url: str, error: Exception) -> MlopsError:
     return MlopsError(
         f"{url}: the Prefect server does not answer ({str(error) or type(error).__name__})",
-        hint="is it up? `./mlops local status` on a checkout; else check PREFECT_API_URL",
+        hint="is it up (`./mlops local status` on a checkout), and is PREFECT_API_URL right? "
+        "With Compose: SERVER_IP, and the server's --bind",
     )

@@ -88,11 +88,13 @@ class PrefectSettings(RoleSettings):
 
     prefect_api_url: Address
     prefect_api_auth_string: SecretStr | None = None
+    # Where people find the UI, when containers know the server by another name.
+    prefect_ui_url: Address | None = None
 
     @property
     def ui_url(self) -> str:
         """Address of the Prefect UI."""
-        return self.prefect_api_url.removesuffix("/api")
+        return self.prefect_ui_url or self.prefect_api_url.removesuffix("/api")
 
     def run_url(self, flow_run_id: UUID) -> str:
         """Return a flow run's page; without /v2 it would be the old UI's, which cannot log in."""
@@ -113,18 +115,26 @@ class FlowDirSettings(RoleSettings):
     flow_dir: Path = Path("flows")
 
 
-class SchedulerSettings(S3Settings, PrefectSettings, FlowDirSettings):
+class HeartbeatSettings(RoleSettings):
+    """Which file tells Docker that a process is well; see `mlops.heartbeat`."""
+
+    mlops_heartbeat_file: Path | None = None
+
+
+class SchedulerSettings(S3Settings, PrefectSettings, FlowDirSettings, HeartbeatSettings):
     """The scheduler: reads flow folders, writes code to S3 and deployments to Prefect."""
 
-    # Tells the flow folders of one scheduler from another's at the same path.
-    mlops_scheduler_name: Annotated[str, Field(pattern=r"^[^:/\s]+$")] = Field(
+    # This machine; tells the flow folders of one scheduler from another's at the same path.
+    mlops_host_name: Annotated[str, Field(pattern=r"^[^:/\s]+$")] = Field(
         default_factory=socket.gethostname
     )
 
 
-class AgentSettings(S3Settings, PrefectSettings, MlflowSettings):
+class AgentSettings(S3Settings, PrefectSettings, MlflowSettings, HeartbeatSettings):
     """The agent: where it takes runs from, what it may use and where it keeps its caches."""
 
+    # This machine, for people: in a container the system's own name means nothing to them.
+    mlops_host_name: str = Field(default_factory=socket.gethostname)
     pool_name: str = "default-agent-pool"
     queue_name: str | None = None  # empty: every queue of the pool
     gpu_ids: Annotated[tuple[str, ...], NoDecode] = ()  # JSON list of strings; empty: CPU only
@@ -188,6 +198,7 @@ class PrefectServerSettings(ListenSettings, DatabaseSettings):
     prefect_username: str = "admin"
     prefect_password: SecretStr
     prefect_retention_days: int = Field(default=90, gt=0)  # of finished flow runs
+    pool_name: str = "default-agent-pool"
 
 
 class MlflowServerSettings(ListenSettings, DatabaseSettings):
@@ -196,37 +207,46 @@ class MlflowServerSettings(ListenSettings, DatabaseSettings):
     mlflow_db_password: SecretStr
     mlflow_admin_username: str = "admin"
     mlflow_admin_password: SecretStr
+    mlflow_agent_password: SecretStr
+    mlflow_experimenter_password: SecretStr
     mlflow_flask_server_secret_key: SecretStr
-    aws_endpoint_url_s3: str
+    aws_endpoint_url_s3: Address
     aws_access_key_id: str
     aws_secret_access_key: SecretStr
 
 
-class StorageSetupSettings(DatabaseSettings):
+class SetupSettings(DatabaseSettings):
     """The set-up of databases and buckets, which needs the keys of both servers' owners."""
 
     postgres_password: SecretStr
     prefect_db_password: SecretStr
     mlflow_db_password: SecretStr
-    aws_endpoint_url_s3: str
+    aws_endpoint_url_s3: Address
     minio_root_user: str
     minio_root_password: SecretStr
 
 
-class PrefectSetupSettings(PrefectSettings):
-    """The set-up of work pools."""
+class S3UsersSettings(RoleSettings):
+    """The set-up of the object store's users: its root's keys, and each role's."""
 
-    pool_name: str = "default-agent-pool"
+    aws_endpoint_url_s3: Address
+    minio_root_user: str
+    minio_root_password: SecretStr
+    mlflow_s3_access_key_id: str
+    mlflow_s3_secret_access_key: SecretStr
+    scheduler_s3_access_key_id: str
+    scheduler_s3_secret_access_key: SecretStr
+    agent_s3_access_key_id: str
+    agent_s3_secret_access_key: SecretStr
+    experimenter_s3_access_key_id: str
+    experimenter_s3_secret_access_key: SecretStr
+    prune_s3_access_key_id: str
+    prune_s3_secret_access_key: SecretStr
 
-
-class MlflowSetupSettings(RoleSettings):
-    """The set-up of MLflow's users."""
-
-    mlflow_tracking_uri: str
-    mlflow_admin_username: str = "admin"
-    mlflow_admin_password: SecretStr
-    mlflow_agent_password: SecretStr
-    mlflow_experimenter_password: SecretStr
+    def key(self, role: str) -> tuple[str, str]:
+        """Return the access key and the secret key of a role."""
+        secret: SecretStr = getattr(self, f"{role}_s3_secret_access_key")
+        return getattr(self, f"{role}_s3_access_key_id"), secret.get_secret_value()
 
 
 class LocalSettings(RoleSettings):

@@ -1,9 +1,11 @@
 """Who may do what, asked of the servers themselves."""
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import boto3
@@ -12,6 +14,7 @@ import psycopg2
 import pytest
 from botocore.exceptions import ClientError
 from embedded.conftest import Platform
+from embedded.flow_folders import wait_for
 
 
 @pytest.fixture
@@ -210,13 +213,8 @@ def test_mlflow_answers_to_its_own_names_only(
 
 
 def test_set_up_again_converges(platform: Platform) -> None:
-    """A changed password of a user or role is set right by running the set-up again."""
+    """A changed password of a database's owner is set right by running the set-up again."""
     credentials = platform.credentials
-    base = f"{platform.addresses.mlflow}/api/2.0/mlflow/users"
-    admin = ("admin", credentials.mlflow_admin_password)
-    with httpx.Client(auth=admin, trust_env=False, timeout=30) as client:
-        body = {"username": "agent", "password": "another-password-than-before"}
-        client.patch(f"{base}/update-password", json=body).raise_for_status()
     with psycopg2.connect(
         host="127.0.0.1",
         port=platform.postgres_port,
@@ -226,25 +224,69 @@ def test_set_up_again_converges(platform: Platform) -> None:
     ) as connection:
         connection.cursor().execute("ALTER ROLE mlflow CREATEDB PASSWORD 'another'")
     connection.close()
-
     told = {
         "POSTGRES_PORT": str(platform.postgres_port),
         "AWS_ENDPOINT_URL_S3": platform.addresses.s3,
-        "MLFLOW_TRACKING_URI": platform.addresses.mlflow,
-        **{name.upper(): value for name, value in credentials.model_dump().items()},
+        **secrets_of(platform),
     }
-    for stage in ("storage", "mlflow"):
-        result = subprocess.run(
-            [sys.executable, "-m", "mlops", "server", "setup", "--stage", stage],
-            env=platform.environment() | told,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
-        assert result.returncode == 0, result.stderr
-
+    result = subprocess.run(
+        [sys.executable, "-m", "mlops", "server", "setup"],
+        env=platform.environment() | told,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert result.returncode == 0, result.stderr
     connect(platform, "mlflow", "mlrun", credentials.mlflow_db_password)
-    agent = ("agent", credentials.mlflow_agent_password)
-    response = httpx.get(f"{base}/get?username=agent", auth=agent, trust_env=False)
-    assert response.status_code == 200
+
+
+def test_mlflow_sets_its_users_right_when_it_starts(platform: Platform, tmp_path: Path) -> None:
+    """A password that was changed in MLflow is the configured one again after a start."""
+    credentials = platform.credentials
+    base = f"{platform.addresses.mlflow}/api/2.0/mlflow/users"
+    admin = ("admin", credentials.mlflow_admin_password)
+    with httpx.Client(auth=admin, trust_env=False, timeout=30) as client:
+        body = {"username": "agent", "password": "another-password-than-before"}
+        client.patch(f"{base}/update-password", json=body).raise_for_status()
+    key = credentials.s3_key("mlflow")
+    told = {
+        "LISTEN_PORT": str(free_port()),
+        "MLOPS_RUNTIME_DIR": str(tmp_path),
+        "POSTGRES_PORT": str(platform.postgres_port),
+        "AWS_ENDPOINT_URL_S3": platform.addresses.s3,
+        "AWS_ACCESS_KEY_ID": key.access_key_id,
+        "AWS_SECRET_ACCESS_KEY": key.secret_access_key,
+        **secrets_of(platform),
+    }
+    environment = platform.environment() | told
+    second = subprocess.Popen([sys.executable, "-m", "mlops", "server", "mlflow"], env=environment)
+
+    def is_healthy() -> bool:
+        assert second.poll() is None
+        check = [sys.executable, "-m", "mlops", "server", "health", "mlflow"]
+        return (
+            subprocess.run(check, env=environment, capture_output=True, check=False).returncode == 0
+        )
+
+    try:
+        wait_for(is_healthy, 60)
+        agent = ("agent", credentials.mlflow_agent_password)
+        address = f"http://127.0.0.1:{told['LISTEN_PORT']}/api/2.0/mlflow/users/get?username=agent"
+        assert httpx.get(address, auth=agent, trust_env=False).status_code == 200
+    finally:
+        second.terminate()
+        second.wait(30)
+
+
+def secrets_of(platform: Platform) -> dict[str, str]:
+    """Return every secret as a variable."""
+    return {name.upper(): value for name, value in platform.credentials.model_dump().items()}
+
+
+def free_port() -> int:
+    """Return a port on which nothing listens."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port: int = listener.getsockname()[1]
+    return port

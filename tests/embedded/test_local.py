@@ -253,8 +253,8 @@ def test_up_after_an_interrupt_takes_free_ports_and_says_so(
     assert "credentials.env" in result.stdout
     log = (own_home / "logs" / "supervisor.log").read_text()
     # Of this start: the interrupted one is further up in the log.
-    assert log.rindex("exited: setup-storage") < log.rindex("spawned: 'prefect'")
-    assert log.rindex("exited: setup-storage") < log.rindex("spawned: 'mlflow'")
+    assert log.rindex("exited: setup") < log.rindex("spawned: 'prefect'")
+    assert log.rindex("exited: setup") < log.rindex("spawned: 'mlflow'")
     put_mark(start_platform(own_home, own_flow_dir), "kept")
 
 

@@ -199,7 +199,7 @@ def test_two_folders_of_one_name_are_refused(platform: Platform, tmp_path: Path)
         ("PREFECT_API_AUTH_STRING", "admin:wrong", "the Prefect server refused these credentials"),
         ("AWS_ENDPOINT_URL_S3", "http://127.0.0.1:9", "at http://127.0.0.1:9 does not answer"),
         ("AWS_SECRET_ACCESS_KEY", "wrong", "refused these S3 credentials"),
-        ("PREFECT_API_URL", "{mlflow}/api", "answers, but is no Prefect server"),
+        ("PREFECT_API_URL", "{mlflow}/api", "is no server of this platform; there answers uvicorn"),
     ],
 )  # fmt: skip
 def test_server_trouble_is_one_clear_message(

@@ -12,11 +12,6 @@ from mlops.errors import MlopsError
 app = typer.Typer(no_args_is_help=True, help="The agent: runs flows on this host.")
 
 
-@app.callback()
-def _group() -> None:
-    """Keep `mlops agent start` a subcommand; more will follow."""
-
-
 @app.command()
 def start(
     *,
@@ -51,3 +46,12 @@ def start(
         limit=limit,
         printer=lambda line: print(line, file=sys.stdout, flush=True),
     )
+
+
+@app.command()
+def health() -> None:
+    """Tell by the exit code whether the agent has reached its server in the last minute."""
+    from mlops.heartbeat import check_heartbeat
+    from mlops.settings import HeartbeatSettings
+
+    check_heartbeat(HeartbeatSettings.from_environment())

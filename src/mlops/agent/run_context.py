@@ -6,7 +6,6 @@ the environment of its process.
 
 import json
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -70,19 +69,21 @@ class RunContext:
         flow_run: The run in Prefect.
         deployment: What it is a run of, if anything.
         source: Its code, if we registered it.
+        host: This machine's name.
     """
 
     attempt: Attempt
     flow_run: FlowRun
     deployment: DeploymentResponse | None
     source: BundleSource | None
+    host: str
 
     @property
     def labels(self) -> Labels:
         """The labels of the flow run in Prefect."""
         labels: Labels = {
             ATTEMPT_TAG: self.attempt.name,
-            "mlops.agent_host": socket.gethostname(),
+            "mlops.agent_host": self.host,
         }
         if self.source:
             labels |= {

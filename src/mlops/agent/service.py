@@ -41,7 +41,7 @@ def serve(
     _ensure_pool_and_queue(settings)
     agent = Agent(
         settings,
-        name=name or f"agent-{socket.gethostname()}-{os.getpid()}",
+        name=name or _name(settings),
         limit=limit or os.cpu_count(),
     )
     agent.sweep()
@@ -57,6 +57,13 @@ def serve(
         contextlib.suppress(KeyboardInterrupt),
     ):
         anyio.run(_work, agent, printer)
+
+
+def _name(settings: AgentSettings) -> str:
+    """Return the worker's name: the machine's, and what tells agents on one machine apart."""
+    own = socket.gethostname()
+    container = "" if own == settings.mlops_host_name else f"-{own}"
+    return f"agent-{settings.mlops_host_name}{container}-{os.getpid()}"
 
 
 async def _work(agent: Agent, printer: Callable[[str], None]) -> None:

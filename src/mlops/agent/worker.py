@@ -35,6 +35,7 @@ from mlops.agent.run_context import BundleSource, RunContext, own_environment
 from mlops.agent.run_ending import ProcessEnd, RunEnding
 from mlops.agent.run_processes import end_processes
 from mlops.errors import MlopsError
+from mlops.heartbeat import Heartbeat
 from mlops.settings import AgentSettings
 from mlops.storage import ObjectStore
 
@@ -90,6 +91,16 @@ class Agent(ProcessWorker):
         )
         self._attempts = AttemptJournal(settings.mlops_cache_dir)
         self._ending = RunEnding(settings)
+        self._heartbeat = Heartbeat(settings)
+
+    async def get_and_submit_flow_runs(self) -> list[FlowRun]:
+        """Take the runs that are due, and note that the server was reached.
+
+        Source of the contract: `prefect.workers.base.BaseWorker.get_and_submit_flow_runs`.
+        """
+        runs = await super().get_and_submit_flow_runs()
+        self._heartbeat.beat()
+        return runs
 
     def sweep(self) -> None:
         """Remove what killed agents left in the caches."""
@@ -121,6 +132,7 @@ class Agent(ProcessWorker):
                 flow_run=flow_run,
                 deployment=deployment,
                 source=BundleSource.of(deployment) if deployment else None,
+                host=self._settings.mlops_host_name,
             )
             try:
                 await self.client.update_flow_run_labels(flow_run.id, context.labels)

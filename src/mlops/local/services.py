@@ -116,6 +116,7 @@ def _prefect_environment(situation: Situation) -> dict[str, str]:
         "PREFECT_DB_PASSWORD": credentials.prefect_db_password,
         "PREFECT_USERNAME": credentials.prefect_username,
         "PREFECT_PASSWORD": credentials.prefect_password,
+        "POOL_NAME": situation.state.pool_name,
     }
 
 
@@ -126,6 +127,8 @@ def _mlflow_environment(situation: Situation) -> dict[str, str]:
         "MLFLOW_DB_PASSWORD": credentials.mlflow_db_password,
         "MLFLOW_ADMIN_USERNAME": credentials.mlflow_admin_username,
         "MLFLOW_ADMIN_PASSWORD": credentials.mlflow_admin_password,
+        "MLFLOW_AGENT_PASSWORD": credentials.mlflow_agent_password,
+        "MLFLOW_EXPERIMENTER_PASSWORD": credentials.mlflow_experimenter_password,
         "MLFLOW_FLASK_SERVER_SECRET_KEY": credentials.mlflow_flask_server_secret_key,
         "AWS_ENDPOINT_URL_S3": addresses(situation.state.ports).s3,
         "AWS_ACCESS_KEY_ID": key.access_key_id,
@@ -137,7 +140,7 @@ def _mlflow_environment(situation: Situation) -> dict[str, str]:
     }
 
 
-def _setup_storage_environment(situation: Situation) -> dict[str, str]:
+def _setup_environment(situation: Situation) -> dict[str, str]:
     credentials = situation.credentials
     return {
         "POSTGRES_HOST": HOST,
@@ -148,25 +151,6 @@ def _setup_storage_environment(situation: Situation) -> dict[str, str]:
         "AWS_ENDPOINT_URL_S3": addresses(situation.state.ports).s3,
         "MINIO_ROOT_USER": credentials.minio_root_user,
         "MINIO_ROOT_PASSWORD": credentials.minio_root_password,
-    }
-
-
-def _setup_prefect_environment(situation: Situation) -> dict[str, str]:
-    return {
-        "PREFECT_API_URL": f"{addresses(situation.state.ports).prefect}/api",
-        "PREFECT_API_AUTH_STRING": situation.credentials.prefect_auth_string,
-        "POOL_NAME": situation.state.pool_name,
-    }
-
-
-def _setup_mlflow_environment(situation: Situation) -> dict[str, str]:
-    credentials = situation.credentials
-    return {
-        "MLFLOW_TRACKING_URI": addresses(situation.state.ports).mlflow,
-        "MLFLOW_ADMIN_USERNAME": credentials.mlflow_admin_username,
-        "MLFLOW_ADMIN_PASSWORD": credentials.mlflow_admin_password,
-        "MLFLOW_AGENT_PASSWORD": credentials.mlflow_agent_password,
-        "MLFLOW_EXPERIMENTER_PASSWORD": credentials.mlflow_experimenter_password,
     }
 
 
@@ -192,33 +176,13 @@ SERVICES = (
         "postgres", (), _postgres_command, lambda _: {}, stop_signal="INT", stop_seconds=60
     ),  # INT is PostgreSQL's fast shutdown: it does not wait for clients to leave
     Service("s3", (), _s3_command, _s3_environment),
-    Service(
-        "setup-storage",
-        ("postgres", "s3"),
-        _mlops("server", "setup", "--stage", "storage"),
-        _setup_storage_environment,
-        once=True,
-    ),
-    Service("prefect", ("setup-storage",), _mlops("server", "prefect"), _prefect_environment),
-    Service("mlflow", ("setup-storage",), _mlops("server", "mlflow"), _mlflow_environment),
-    Service(
-        "setup-prefect",
-        ("prefect",),
-        _mlops("server", "setup", "--stage", "prefect"),
-        _setup_prefect_environment,
-        once=True,
-    ),
-    Service(
-        "setup-mlflow",
-        ("mlflow",),
-        _mlops("server", "setup", "--stage", "mlflow"),
-        _setup_mlflow_environment,
-        once=True,
-    ),
-    Service("scheduler", ("setup-prefect",), _mlops("flows", "watch"), _scheduler_environment),
+    Service("setup", ("postgres", "s3"), _mlops("server", "setup"), _setup_environment, once=True),
+    Service("prefect", ("setup",), _mlops("server", "prefect"), _prefect_environment),
+    Service("mlflow", ("setup",), _mlops("server", "mlflow"), _mlflow_environment),
+    Service("scheduler", ("prefect",), _mlops("flows", "watch"), _scheduler_environment),
     Service(
         "agent",
-        ("setup-prefect", "setup-mlflow"),
+        ("prefect", "mlflow"),
         _mlops("agent", "start"),
         _agent_environment,
         waits=True,

@@ -131,6 +131,7 @@ def _print_registration(done: "Registration") -> None:
 app.command("list")(run_commands.list_flows)
 app.command("run")(run_commands.run)
 app.command("watch")(watch_commands.watch)
+app.command("health")(watch_commands.health)
 
 
 @app.command()
@@ -213,7 +214,7 @@ def _gone_deployments(settings: "SchedulerSettings") -> list[_Prunable]:
 
     api = PrefectApi(settings)
     found = []
-    for gone in find_gone(api, settings.mlops_scheduler_name, settings.flow_dir):
+    for gone in find_gone(api, settings.mlops_host_name, settings.flow_dir):
         runs = runs_in_progress(api, gone)
         kept = f"in progress: {', '.join(runs)}" if runs else ""
         found.append(_Prunable(gone.name, gone.reason, kept, partial(remove, gone)))

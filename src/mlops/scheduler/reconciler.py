@@ -63,6 +63,11 @@ class Reconciler:
         self._was_there = True
         self._trusted: Identity | None = None  # the root in which flow folders were seen
 
+    @property
+    def is_well(self) -> bool:
+        """Whether the folders are there and all of them were gone through with the servers."""
+        return self._was_there and self._outage is None and self._going_through is None
+
     def follow(self, changed: Iterable[str]) -> None:
         """Look at what changed, and do what is due.
 
@@ -207,7 +212,7 @@ class Reconciler:
             logger.error("%s: not registered, and tried again", path, exc_info=error)
 
     def _pause_gone(self) -> None:
-        gone = find_gone(self._api, self._settings.mlops_scheduler_name, self._root)
+        gone = find_gone(self._api, self._settings.mlops_host_name, self._root)
         to_pause = [each for each in gone if each.is_active]
         if not to_pause:
             return

@@ -128,7 +128,7 @@ class Registrar:
         for flow in flows:
             deployment = registered.get(flow.checked.name)
             try:
-                refuse_twin(flow, deployment, flows, self._settings.mlops_scheduler_name)
+                refuse_twin(flow, deployment, flows, self._settings.mlops_host_name)
                 yield self._register(flow, deployment)
             except _REFUSALS as error:
                 yield Refusal(folder=flow.bundle.folder, message=str(error))
@@ -139,7 +139,7 @@ class Registrar:
         A link to a folder stays a link: it may lead to another release tomorrow. Of several
         names of one folder the first that was registered stays.
         """
-        here = Source(self._settings.mlops_scheduler_name, folder)
+        here = Source(self._settings.mlops_host_name, folder)
         owner = deployment.source if deployment else None
         if owner and owner.scheduler == here.scheduler and is_same(owner.folder, folder):
             return owner._replace(gone=False)

@@ -6,6 +6,7 @@ A deployment whose folder vanishes is paused.
 import os
 from pathlib import Path
 
+from mlops.heartbeat import Heartbeat
 from mlops.scheduler.file_changes import file_changes
 from mlops.scheduler.reconciler import Reconciler
 from mlops.settings import SchedulerSettings
@@ -22,10 +23,13 @@ def watch_folders(settings: SchedulerSettings) -> None:
     """
     root = Path(os.path.abspath(settings.flow_dir))  # noqa: PTH100  # pathlib keeps ".."
     reconciler = Reconciler(settings, root)
+    heartbeat = Heartbeat(settings)
     reconciler.follow([])
     _import_prefect()
     for changed in file_changes(root):
         reconciler.follow(changed)
+        if reconciler.is_well:
+            heartbeat.beat()
 
 
 def _import_prefect() -> None:

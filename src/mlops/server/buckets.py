@@ -1,12 +1,12 @@
 """The platform's buckets."""
 
 from mlops.errors import MlopsError
-from mlops.settings import StorageSetupSettings
+from mlops.settings import SetupSettings
 
 BUCKETS = ("mlflow", "prefect", "dvc")
 
 
-def converge_buckets(settings: StorageSetupSettings) -> list[str]:
+def converge_buckets(settings: SetupSettings) -> list[str]:
     """Create the buckets that are missing; safe to run again.
 
     Args:

@@ -1,53 +1,40 @@
 """The command line of the server stack."""
 
-from enum import StrEnum
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 app = typer.Typer(no_args_is_help=True, help="The server stack: Prefect, MLflow, their set-up.")
 
 
-class Stage(StrEnum):
-    """A part of the set-up, by what must be running before it."""
-
-    STORAGE = "storage"
-    PREFECT = "prefect"
-    MLFLOW = "mlflow"
-
-
 @app.command()
 def setup(
-    stage: Annotated[
-        Stage, typer.Option(help="storage: databases and buckets; the others: after that server.")
-    ],
+    *,
+    s3_users: Annotated[
+        bool,
+        typer.Option(
+            "--s3-users",
+            help="MinIO's users and policies too; other S3 servers are given theirs at the start.",
+        ),
+    ] = False,
 ) -> None:
-    """Create what the platform needs, or set right what differs; safe to run again.
+    """Create what the servers need, or set right what differs; safe to run again.
 
-    Stage `storage` needs PostgreSQL and the object store and goes before the servers: roles,
-    databases, buckets. Stage `prefect` (the work pool) and stage `mlflow` (the users) need
-    the server of that name.
+    Roles, databases and buckets. What lies inside Prefect and MLflow (the work pool, the users)
+    these servers make themselves when they start.
     """
-    for line in _converge(stage):
+    from mlops.server.buckets import converge_buckets
+    from mlops.server.databases import converge_databases
+    from mlops.settings import S3UsersSettings, SetupSettings
+
+    settings = SetupSettings.from_environment()
+    for line in converge_databases(settings) + converge_buckets(settings):
         print(line)
+    if s3_users:
+        from mlops.server.s3_users import converge_s3_users
 
-
-def _converge(stage: Stage) -> list[str]:
-    from mlops.settings import MlflowSetupSettings, PrefectSetupSettings, StorageSetupSettings
-
-    if stage is Stage.STORAGE:
-        from mlops.server.buckets import converge_buckets
-        from mlops.server.databases import converge_databases
-
-        settings = StorageSetupSettings.from_environment()
-        return converge_databases(settings) + converge_buckets(settings)
-    if stage is Stage.PREFECT:
-        from mlops.server.work_pools import converge_work_pool
-
-        return converge_work_pool(PrefectSetupSettings.from_environment())
-    from mlops.server.mlflow_users import converge_mlflow_users
-
-    return converge_mlflow_users(MlflowSetupSettings.from_environment())
+        for line in converge_s3_users(S3UsersSettings.from_environment()):
+            print(line)
 
 
 @app.command()
@@ -66,3 +53,25 @@ def mlflow() -> None:
     from mlops.settings import MlflowServerSettings
 
     run_mlflow(MlflowServerSettings.from_environment())
+
+
+@app.command()
+def health(name: Annotated[Literal["prefect", "mlflow"], typer.Argument()]) -> None:
+    """Tell by the exit code whether the server in this container answers, down to its database."""
+    from mlops import health as checks
+    from mlops.settings import MlflowServerSettings, PrefectServerSettings
+
+    if name == "prefect":
+        prefect = PrefectServerSettings.from_environment()
+        checks.check_prefect(
+            f"http://127.0.0.1:{prefect.listen_port}",
+            prefect.prefect_username,
+            prefect.prefect_password.get_secret_value(),
+        )
+        return
+    mlflow = MlflowServerSettings.from_environment()
+    checks.check_mlflow(
+        f"http://127.0.0.1:{mlflow.listen_port}",
+        mlflow.mlflow_admin_username,
+        mlflow.mlflow_admin_password.get_secret_value(),
+    )

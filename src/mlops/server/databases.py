@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NamedTuple
 
 from mlops.errors import MlopsError
-from mlops.settings import StorageSetupSettings
+from mlops.settings import SetupSettings
 
 if TYPE_CHECKING:
     from psycopg2.extensions import connection as Connection  # noqa: N812  # it is a class
@@ -19,7 +19,7 @@ class OwnedDatabase(NamedTuple):
     password: str
 
 
-def owned_databases(settings: StorageSetupSettings) -> tuple[OwnedDatabase, ...]:
+def owned_databases(settings: SetupSettings) -> tuple[OwnedDatabase, ...]:
     """Return the platform's databases."""
     return (
         OwnedDatabase("prefect", "prefect", settings.prefect_db_password.get_secret_value()),
@@ -27,7 +27,7 @@ def owned_databases(settings: StorageSetupSettings) -> tuple[OwnedDatabase, ...]
     )
 
 
-def converge_databases(settings: StorageSetupSettings) -> list[str]:
+def converge_databases(settings: SetupSettings) -> list[str]:
     """Create what is missing and set right what differs; safe to run again.
 
     Args:
@@ -84,7 +84,7 @@ def _converge_database(connection: "Connection", database: OwnedDatabase) -> Non
 
 
 @contextmanager
-def _superuser(settings: StorageSetupSettings, database: str) -> Iterator["Connection"]:
+def _superuser(settings: SetupSettings, database: str) -> Iterator["Connection"]:
     """Connect as `postgres`, each statement in a transaction of its own."""
     import psycopg2
 

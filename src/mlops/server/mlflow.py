@@ -122,7 +122,7 @@ def run_mlflow(settings: MlflowServerSettings) -> None:
     initialize_backend_stores(database_uri(settings), database_uri(settings), ARTIFACT_ROOT)
     _report_proxied_transfers_only()
     application = auth.create_app()  # creates the admin when there is none
-    _converge_admin_password(settings, auth.store)
+    _converge_users(settings, auth.store)
     uvicorn.run(
         application,
         host=settings.listen_host,
@@ -136,12 +136,22 @@ def _auth_config_path(settings: MlflowServerSettings) -> Path:
     return settings.mlops_runtime_dir / "basic_auth.ini"
 
 
-def _converge_admin_password(settings: MlflowServerSettings, store: Any) -> None:
-    """Give the admin the configured password; MLflow itself sets it at its first start only."""
-    name = settings.mlflow_admin_username
-    password = settings.mlflow_admin_password.get_secret_value()
-    if not store.authenticate_user(name, password):
-        store.update_user(name, password=password)
+def _converge_users(settings: MlflowServerSettings, store: Any) -> None:
+    """Give the admin and each role's user the configured password; make the users missing.
+
+    MLflow itself sets the admin's password at its first start only.
+    """
+    users = {
+        settings.mlflow_admin_username: settings.mlflow_admin_password,
+        "agent": settings.mlflow_agent_password,
+        "experimenter": settings.mlflow_experimenter_password,
+    }
+    for name, secret in users.items():
+        password = secret.get_secret_value()
+        if not store.has_user(name):
+            store.create_user(name, password)
+        elif not store.authenticate_user(name, password):
+            store.update_user(name, password=password)
 
 
 def _report_proxied_transfers_only() -> None:

@@ -4,6 +4,7 @@ import os
 import sys
 from typing import NoReturn
 
+from mlops.server.prefect_app import POOL_VARIABLE
 from mlops.settings import PrefectServerSettings
 
 
@@ -35,6 +36,7 @@ def prefect_environment(settings: PrefectServerSettings) -> dict[str, str]:
         "PREFECT_SERVER_SERVICES_DB_VACUUM_RETENTION_PERIOD": str(
             settings.prefect_retention_days * 86400
         ),
+        POOL_VARIABLE: settings.pool_name,
         # What `prefect server start` sets for the process that it starts.
         "PREFECT__SERVER_FINAL": "1",
     }

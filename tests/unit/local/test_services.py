@@ -56,9 +56,9 @@ def test_s3_server_knows_root_and_every_role(situation: Situation) -> None:
 
 
 def test_agent_serves_the_platforms_pool(situation: Situation) -> None:
-    """The set-up makes the pool that the agent serves."""
+    """The Prefect server makes the pool that the agent serves."""
     situation = situation._replace(state=situation.state._replace(pool_name="gpus"))
-    for name in ("agent", "setup-prefect"):
+    for name in ("agent", "prefect"):
         assert SERVICES_BY_NAME[name].environment(situation)["POOL_NAME"] == "gpus"
 
 
