@@ -24,6 +24,8 @@ def settings(tmp_path: Path) -> MlflowServerSettings:
             "postgres_port": 5433,
             "mlflow_db_password": "db-secret",
             "mlflow_admin_password": "admin-secret",
+            "mlflow_agent_password": "agent-secret",
+            "mlflow_experimenter_password": "experimenter-secret",
             "mlflow_flask_server_secret_key": "flask-secret",
             "aws_endpoint_url_s3": "http://127.0.0.1:9000",
             "aws_access_key_id": "key",
