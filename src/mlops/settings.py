@@ -139,6 +139,7 @@ class AgentSettings(S3Settings, PrefectSettings, MlflowSettings, HeartbeatSettin
     queue_name: str | None = None  # empty: every queue of the pool
     gpu_ids: Annotated[tuple[str, ...], NoDecode] = ()  # JSON list of strings; empty: CPU only
     mlops_cache_dir: Path = Path("~/.cache/mlops")
+    mlops_prebuilt_dir: Path | None = None  # environments that the agent's image brings along
     mlops_environment_cache_bytes: int = Field(default=50 * 10**9, gt=0)
     torch_backend: str | None = None  # uv's --torch-backend; empty: the default index
     mlops_python_downloads: bool = False  # may uv fetch interpreters by itself?

@@ -3,6 +3,7 @@
 import os
 import sys
 import tempfile
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -55,3 +56,12 @@ def health() -> None:
     from mlops.settings import HeartbeatSettings
 
     check_heartbeat(HeartbeatSettings.from_environment())
+
+
+@app.command(hidden=True)
+def prebuild(folder: Path, lock: Path) -> None:
+    """Build the environment of flows without requirements from a hashed lock, for an image."""
+    from mlops.agent.environments import EnvironmentCache
+
+    cache = EnvironmentCache(folder.absolute(), limit_bytes=sys.maxsize)
+    print(cache.prebuild(lock, print).folder)

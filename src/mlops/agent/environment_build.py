@@ -15,7 +15,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 from mlops.agent.interpreters import Interpreter
-from mlops.agent.requirements import Requirements
+from mlops.agent.requirements import NO_REQUIREMENTS, Requirements
 from mlops.agent.uv_process import (
     ProcessCancelledError,
     ProcessFailedError,
@@ -32,7 +32,10 @@ LOCK_NAME = "mlops-lock.txt"  # the versions that were resolved, kept with the e
 # that without saying so (mlflow 2.5 does).
 _SETUPTOOLS = "80.9.0"
 # What the worker's engine and every flow of the platform needs; left out where the flow names it.
-_SUPPLIED = ("prefect-aws", "boto3", "mlflow", "setuptools")
+_SUPPLIED = ("prefect-aws", "boto3")
+# A flow that asks for nothing has no library whose models it could log: MLflow's client will do,
+# without the 700 MB of pandas, scikit-learn and others that all of MLflow brings along.
+_MLFLOW, _MLFLOW_CLIENT = "mlflow", "mlflow-skinny"
 _HEALTH_CHECK = """
 import prefect
 if int(prefect.__version__.split(".")[0]) < 3:
@@ -63,16 +66,30 @@ class EnvironmentBuildCancelledError(MlopsError):
     """The build was stopped because its run was cancelled or the agent stops."""
 
 
-def supplied_requirements(named: frozenset[str]) -> list[str]:
-    """Return what every environment gets besides the flow's own requirements.
+def supplied_requirements(
+    requirements: Requirements, *, locked: frozenset[str] = frozenset()
+) -> list[str]:
+    """Return what an environment gets besides the flow's own requirements.
 
     Args:
-        named: Normalised names of what the flow names itself; its word stands.
+        requirements: The flow's; its word stands.
+        locked: Normalised names of what its lock holds besides those that it names.
     """
     # A client newer than the server may call what the server does not have.
-    own = Requirement(f"prefect>=3,<={metadata.version('prefect')}")
-    supplied = [str(own), *_SUPPLIED]
-    return [line for line in supplied if canonicalize_name(Requirement(line).name) not in named]
+    own = f"prefect>=3,<={metadata.version('prefect')}"
+    mlflow = _MLFLOW_CLIENT if requirements.is_none else _MLFLOW
+    named = requirements.names | locked
+    return [
+        line
+        for line in (own, *_SUPPLIED, mlflow, "setuptools")
+        if canonicalize_name(Requirement(line).name) not in named
+    ]
+
+
+def default_requirements() -> list[str]:
+    """Return what the lock of the environment of flows without requirements is made from."""
+    names = [Requirement(line).name for line in supplied_requirements(NO_REQUIREMENTS)]
+    return [f"{name}=={_SETUPTOOLS}" if name == "setuptools" else name for name in names]
 
 
 def preferred_versions() -> dict[str, str]:
@@ -108,6 +125,7 @@ class EnvironmentBuilder:
         interpreter: The Python to use.
         torch_backend: uv's `--torch-backend`; None: the default index.
         log: Receives lines for the run's log.
+        lock: Installs these versions and no others, verified by their hashes; None: resolve.
         cancel: Stops the build when set.
         descriptors: Locks that uv shall hold as long as it writes into the folder.
     """
@@ -118,6 +136,7 @@ class EnvironmentBuilder:
     interpreter: Interpreter
     torch_backend: str | None
     log: Callable[[str], None]
+    lock: Path | None = None
     cancel: threading.Event | None = None
     descriptors: Sequence[int] = ()
 
@@ -141,9 +160,12 @@ class EnvironmentBuilder:
                 *("--python", str(self.interpreter.path)),
             )
             scratch.mkdir()
-            code = self._source(scratch)
-            locked = self._sync(code, scratch) if self.requirements.is_project else None
-            self._install(code, scratch, locked)
+            if self.lock:
+                self._install_lock(self.lock)
+            else:
+                code = self._source(scratch)
+                locked = self._sync(code, scratch) if self.requirements.is_project else None
+                self._install(code, scratch, locked)
             self._check(scratch)
             shutil.rmtree(scratch)
         except ProcessCancelledError:
@@ -186,13 +208,13 @@ class EnvironmentBuilder:
     def _install(self, code: Path, scratch: Path, locked: Path | None) -> None:
         """Resolve and install the flow's requirements together with ours."""
         started = time.monotonic()
-        named = self.requirements.names
-        if locked:
-            named |= _read_pins(locked).keys()
+        held = frozenset(_read_pins(locked)) if locked else frozenset()
+        named = self.requirements.names | held
         flow = [self.requirements.file] if self.requirements.file else []
         limits = ("-c", str(locked)) if locked else ()
         ours, lock = scratch / "supplied.txt", self.folder / LOCK_NAME
-        ours.write_text("".join(f"{line}\n" for line in supplied_requirements(named)))
+        supplied = supplied_requirements(self.requirements, locked=held)
+        ours.write_text("".join(f"{line}\n" for line in supplied))
         # uv takes the versions in an existing lock where the requirements leave it the choice.
         lock.write_text("".join(f"{n}=={v}\n" for n, v in preferred_versions().items()))
         torch = ("--torch-backend", self.torch_backend) if self.torch_backend else ()
@@ -203,7 +225,8 @@ class EnvironmentBuilder:
             what="no set of versions satisfies them",
         )
         pins = _read_pins(lock)
-        notable = [n for n in ("prefect", "mlflow", "setuptools") if n in pins and n not in named]
+        notable = [n for n in ("prefect", "mlflow", "mlflow-skinny", "setuptools")
+            if n in pins and n not in named]
         self.log(
             f"resolved {len(pins)} packages in {time.monotonic() - started:.1f} s; supplied besides"
             f" the flow's own: {', '.join(f'{n} {pins[n]}' for n in notable) or 'none'}"
@@ -224,6 +247,15 @@ class EnvironmentBuilder:
             folder=code,
             what="its packages cannot be installed",
         )
+
+    def _install_lock(self, lock: Path) -> None:
+        """Install a lock with its bytecode: where it is used nothing may be written."""
+        self._uv(
+            *("pip", "install", "--require-hashes", "--compile-bytecode"),
+            *("--python", str(self.python), "-r", str(lock.absolute())),
+            what="its packages cannot be installed",
+        )
+        _keep_pins_only(lock, self.folder / LOCK_NAME)
 
     def _check(self, scratch: Path) -> None:
         """Start what every run starts.

@@ -27,7 +27,7 @@ from mlops.agent.environment_store import (
     measure,
 )
 from mlops.agent.interpreters import Interpreter, find_interpreter
-from mlops.agent.requirements import Requirements, read_requirements
+from mlops.agent.requirements import NO_REQUIREMENTS, Requirements, read_requirements
 
 __all__ = [
     "CacheEntry",
@@ -88,10 +88,20 @@ class EnvironmentCache:
         limit_bytes: Above this size the least recently used environments go. Files that uv
             links from its own cache count in full.
         python_downloads: Whether uv may fetch a Python that is not on this host.
+        prebuilt: A folder that `prebuild` made, for example in an image. Its environments are
+            used in place and before the cache's own; they are never written to or removed.
     """
 
-    def __init__(self, root: Path, *, limit_bytes: int, python_downloads: bool = False) -> None:
+    def __init__(
+        self,
+        root: Path,
+        *,
+        limit_bytes: int,
+        python_downloads: bool = False,
+        prebuilt: Path | None = None,
+    ) -> None:
         self._store = EnvironmentStore(root)
+        self._prebuilt = EnvironmentStore(prebuilt) if prebuilt else None
         self._limit_bytes = limit_bytes
         self._python_downloads = python_downloads
         self._interpreters: dict[str | None, Interpreter] = {}
@@ -143,6 +153,25 @@ class EnvironmentCache:
         self.shrink(log)
         return environment
 
+    def prebuild(self, lock: Path, log: Callable[[str], None]) -> Environment:
+        """Build the environment of flows without requirements ahead of time.
+
+        Args:
+            lock: What to install, with hashes.
+            log: Receives lines about the build.
+
+        Raises:
+            EnvironmentBuildError: It cannot be built.
+        """
+        self._store.create()
+        interpreter = self._interpreter(None)
+        key = _key(NO_REQUIREMENTS, interpreter, None)
+        spec = EnvironmentSpec(lock.parent)
+        with self._building(key, log, None):
+            return self._build(
+                key, spec, NO_REQUIREMENTS, interpreter, log=log, cancel=None, lock=lock
+            )
+
     @contextlib.contextmanager
     def lease(self, environment: Environment) -> Iterator[int]:
         """Keep an environment from being removed.
@@ -153,6 +182,13 @@ class EnvironmentCache:
         Raises:
             EnvironmentGoneError: It was removed before.
         """
+        if self._prebuilt and environment.folder.parent == self._prebuilt.builds:
+            descriptor = os.open(environment.folder, os.O_RDONLY)  # nobody removes it
+            try:
+                yield descriptor
+            finally:
+                os.close(descriptor)
+            return
         with self._store.lease(environment.folder) as descriptor:
             yield descriptor
 
@@ -187,6 +223,11 @@ class EnvironmentCache:
 
     def _find(self, key: str, log: Callable[[str], None]) -> Environment | None:
         """Return a finished environment that is whole."""
+        if self._prebuilt and (record := self._prebuilt.read(key)):
+            folder = self._prebuilt.builds / record.build
+            python = folder / "bin" / "python"
+            if os.access(python, os.X_OK):
+                return Environment(key=key, python=python, folder=folder, seconds=0)
         record = self._store.read(key)
         if record is None:
             return None
@@ -247,6 +288,7 @@ class EnvironmentCache:
         *,
         log: Callable[[str], None],
         cancel: threading.Event | None,
+        lock: Path | None = None,
     ) -> Environment:
         """Build an environment, then name it in its record."""
         started = time.monotonic()
@@ -261,6 +303,7 @@ class EnvironmentCache:
                 requirements=requirements,
                 interpreter=interpreter,
                 torch_backend=spec.torch_backend,
+                lock=lock,
                 log=log,
                 cancel=cancel,
                 descriptors=[descriptor],
@@ -288,10 +331,11 @@ def _key(requirements: Requirements, interpreter: Interpreter, torch_backend: st
             RECIPE,
             interpreter.version,
             interpreter.platform,
-            torch_backend,
+            # Without requirements there is no torch that it could change.
+            None if requirements.is_none else torch_backend,
             requirements.is_project,
             requirements.fingerprint,
-            supplied_requirements(requirements.names),
+            supplied_requirements(requirements),
         ]
     )
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -42,6 +42,14 @@ class Requirements:
     is_project: bool = False
     has_local_packages: bool = False
 
+    @property
+    def is_none(self) -> bool:
+        """Whether the flow asks for nothing: it runs in the default environment."""
+        return self.file is None and not self.is_project
+
+
+NO_REQUIREMENTS = Requirements(label="no requirements of its own", fingerprint="")
+
 
 def read_requirements(folder: Path, file: str | None, python_version: str) -> Requirements:
     """Read a flow's requirements.
@@ -59,7 +67,7 @@ def read_requirements(folder: Path, file: str | None, python_version: str) -> Re
     if is_project and file in (None, DEFAULT_REQUIREMENTS):
         return _read_project(folder)
     if file is None:
-        return Requirements(label="no requirements of its own", fingerprint="")
+        return NO_REQUIREMENTS
     reader = _FileReader(folder, python_version)
     reader.read(folder / file)
     lines = [*reader.lines, *_uv_configuration(folder)]

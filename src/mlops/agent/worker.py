@@ -88,6 +88,7 @@ class Agent(ProcessWorker):
             settings.mlops_cache_dir / "environments",
             limit_bytes=settings.mlops_environment_cache_bytes,
             python_downloads=settings.mlops_python_downloads,
+            prebuilt=settings.mlops_prebuilt_dir,
         )
         self._attempts = AttemptJournal(settings.mlops_cache_dir)
         self._ending = RunEnding(settings)

@@ -1,8 +1,9 @@
 """The hashed locks in `requirements/`: one per role, all with the same versions.
 
-`test` is the union of every role. It is resolved first and the others are resolved under it, so
-that a flow, an image and a checkout never disagree about a version. The locks hold names,
-versions and hashes; from which index they are fetched is the machine's own configuration.
+`test` is the union of the roles that a checkout tests. It is resolved first and the others are
+resolved under it, so that a flow, an image and a checkout never disagree about a version. The
+locks hold names, versions and hashes; from which index they are fetched is the machine's own
+configuration.
 """
 
 import re
@@ -12,12 +13,29 @@ import sysconfig
 import tempfile
 from pathlib import Path
 
+from mlops.agent.environment_build import default_requirements
 from mlops.errors import MlopsError
 
 UNION = "test"
 ROLES = ("server", "scheduler", "agent", "local")
+EXPERIMENTER = "experimenter"  # not in the union: no test needs JupyterLab and DVC in a checkout
+# What MLflow demands and its server does not import: a third of the server's image.
+LEFT_OUT = {"server": ("matplotlib", "pyarrow", "scikit-learn", "scipy", "skops")}
 # What `./mlops` itself needs where no uv is installed.
 BOOTSTRAP = "bootstrap"
+BUILD = "build"  # makes our wheel in the images
+# The environment of flows without requirements, as the agent's image brings it along.
+FLOW_DEFAULT = "flow-default"
+# A layer of its own in the images, and not in the union: with CUDA it is 5 GB.
+TORCH = "torch"
+PACKAGES = {  # of the locks that are no extra of ours
+    BOOTSTRAP: ["uv"],
+    BUILD: ["hatchling"],
+    FLOW_DEFAULT: default_requirements(),
+    TORCH: ["torch>=2.7,<3"],
+}
+# Each is resolved under those before it.
+NAMES = (UNION, *ROLES, BOOTSTRAP, BUILD, FLOW_DEFAULT, EXPERIMENTER, TORCH)
 # Examples whose pins follow the locks, so that their packages are in uv's cache already.
 PINNED_EXAMPLES = ("flows/digits/requirements.txt",)
 
@@ -37,7 +55,9 @@ def find_uv() -> Path:
     return Path(found)
 
 
-def _uv_compile(source: list[str], output: Path, *, uv: Path, checkout: Path, stdin: str) -> None:
+def _uv_compile(
+    source: list[str], output: Path, *, uv: Path, checkout: Path, stdin: str = ""
+) -> None:
     command = [
         str(uv), "pip", "compile", "--quiet", "--universal", "--python-version", "3.11",
         "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links",
@@ -66,20 +86,32 @@ def compile_locks(checkout: Path, folder: Path, *, uv: Path, upgrade: bool) -> N
     Raises:
         MlopsError: The dependencies cannot be resolved together.
     """
-    union = folder / f"{UNION}.txt"
-    extras = [option for extra in (UNION, *ROLES) for option in ("--extra", extra)]
     newest = ["--upgrade"] if upgrade else []
-    _uv_compile(["pyproject.toml", *extras, *newest], union, uv=uv, checkout=checkout, stdin="")
-    # Why a package is there is written once, in the union.
-    under_union = ["--no-annotate", "--constraints", str(union)]
-    for role in ROLES:
-        _uv_compile(
-            ["pyproject.toml", "--extra", role, *under_union],
-            folder / f"{role}.txt", uv=uv, checkout=checkout, stdin="",
-        )  # fmt: skip
+    extras = [option for extra in (UNION, *ROLES) for option in ("--extra", extra)]
     _uv_compile(
-        ["-", *under_union], folder / f"{BOOTSTRAP}.txt", uv=uv, checkout=checkout, stdin="uv\n"
+        ["pyproject.toml", *extras, *newest], folder / f"{UNION}.txt", uv=uv, checkout=checkout
     )
+    done = [UNION]
+
+    def resolve(name: str, *source: str, stdin: str = "") -> None:
+        """Resolve under the locks that are done; why a package is there the union says."""
+        limits = [part for lock in done for part in ("--constraints", str(folder / f"{lock}.txt"))]
+        _uv_compile(
+            [*source, "--no-annotate", *newest, *limits],
+            folder / f"{name}.txt", uv=uv, checkout=checkout, stdin=stdin,
+        )  # fmt: skip
+
+    for name in NAMES[1:]:
+        if name in PACKAGES:
+            resolve(name, "-", stdin="\n".join(PACKAGES[name]))
+        else:
+            overrides = folder / f"{name}-overrides.in"
+            # A marker that never holds is how uv leaves a dependency out.
+            left_out = (f"{package}; python_version < '3'\n" for package in LEFT_OUT.get(name, ()))
+            overrides.write_text("".join(left_out))
+            resolve(name, "pyproject.toml", "--extra", name, "--overrides", str(overrides))
+        if name not in ROLES:  # those hold nothing that the union does not
+            done.append(name)
 
 
 def locked_versions(lock: str) -> dict[str, str]:
@@ -119,7 +151,7 @@ def expected_files(checkout: Path, *, uv: Path, upgrade: bool = False) -> dict[P
         compile_locks(checkout, folder, uv=uv, upgrade=upgrade)
         expected = {
             Path("requirements") / f"{name}.txt": (folder / f"{name}.txt").read_text()
-            for name in (UNION, *ROLES, BOOTSTRAP)
+            for name in NAMES
         }
     versions = locked_versions(expected[Path("requirements") / f"{UNION}.txt"])
     for example in PINNED_EXAMPLES:
