@@ -1,0 +1,186 @@
+"""Hosts and their Compose projects, as the tests start them: with the shipped files, unchanged.
+
+A host is a copy of what lies in a checkout, with `.env` files of its own. Its projects, volumes
+and ports have names of their own, so that a platform of this machine's is never touched.
+"""
+
+import json
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import uuid
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+STACKS = ("server", "flow_scheduler", "flow_agent", "ml_experimenter")
+PORTS = ("S3_PORT", "MINIO_CONSOLE_PORT", "MLFLOW_PORT", "PREFECT_PORT", "JUPYTER_PORT")
+UP_SECONDS = 240
+# The address of the host on Docker's own bridge: not loopback, and reached by this host alone.
+BRIDGE_FORMAT = "{{(index .IPAM.Config 0).Gateway}}"
+
+
+def docker(*arguments: str, timeout: float = 120, check: bool = True) -> str:
+    """Run `docker …` and return its standard output."""
+    done = subprocess.run(
+        ["docker", *arguments], capture_output=True, text=True, timeout=timeout, check=False
+    )
+    assert not check or done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def bridge_address() -> str:
+    """Return the host's address on Docker's bridge."""
+    return docker("network", "inspect", "bridge", "--format", BRIDGE_FORMAT).strip()
+
+
+def free_ports(count: int) -> list[int]:
+    """Return ports on which nothing listens."""
+    listeners = [socket.socket() for _ in range(count)]
+    try:
+        for listener in listeners:
+            listener.bind(("", 0))
+        return [listener.getsockname()[1] for listener in listeners]
+    finally:
+        for listener in listeners:
+            listener.close()
+
+
+class Host:
+    """A machine with a checkout.
+
+    Args:
+        folder: Where the checkout's copy goes.
+        presets: Lines of `.env` that are there before `init`.
+    """
+
+    def __init__(self, folder: Path, presets: dict[str, str] | None = None) -> None:
+        self.folder = folder
+        self.mark = f"mlops-test-{uuid.uuid4().hex[:8]}"
+        self.presets = {"VOLUME_PREFIX": self.mark} | (presets or {})
+        folder.mkdir(parents=True)
+        for name in STACKS:
+            shutil.copytree(
+                CHECKOUT / name, folder / name, ignore=shutil.ignore_patterns(".env")
+            )
+        shutil.copy(CHECKOUT / "compose.yaml", folder)
+        for name in ("flows", "dev-projects"):
+            (folder / name).mkdir()
+
+    def preset(self, *files: str) -> None:
+        """Write names, ports and the like to `.env` files, as a user may before `init`."""
+        for file in files or (".env",):
+            path = self.folder / file
+            path.touch(mode=0o600)
+            path.write_text("".join(f"{n}={v}\n" for n, v in self.presets.items()))
+
+    def mlops(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+        """Run `./mlops …` of this checkout."""
+        environment = os.environ | {"MLOPS_CHECKOUT": str(self.folder)}
+        return subprocess.run(
+            [sys.executable, "-P", "-m", "mlops", *arguments],
+            cwd=self.folder,
+            env=environment,
+            input=stdin,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+
+    def init(self, *arguments: str, stdin: str = "") -> str:
+        """Run `./mlops init …`, which must succeed."""
+        done = self.mlops("init", *arguments, stdin=stdin)
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    def env(self, stack: str = "") -> dict[str, str]:
+        """Return what a stack's `.env` holds, or the root's."""
+        lines = (self.folder / stack / ".env").read_text().splitlines()
+        return dict(line.split("=", 1) for line in lines if line and not line.startswith("#"))
+
+    def project(self, stack: str = "") -> "Project":
+        """Return a stack's Compose project, or that of all of them."""
+        return Project(self.folder / stack, f"{self.mark}-{stack or 'all'}".replace("_", "-"))
+
+    def remove(self) -> None:
+        """End every project of this host, with its volumes."""
+        for stack in ("", *STACKS):
+            self.project(stack).remove()
+        volumes = docker("volume", "ls", "--quiet", "--filter", f"name={self.mark}").split()
+        if volumes:
+            docker("volume", "rm", *volumes, check=False)
+
+
+class Project:
+    """One Compose project.
+
+    Args:
+        folder: Where its compose.yaml lies.
+        name: Of the project.
+    """
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.folder = folder
+        self.name = name
+
+    def compose(
+        self, *arguments: str, timeout: float = 120, **variables: str
+    ) -> subprocess.CompletedProcess[str]:
+        """Run `docker compose …` in the project's folder."""
+        return subprocess.run(
+            ["docker", "compose", "--ansi", "never", *arguments],
+            cwd=self.folder,
+            env={
+                **{n: os.environ[n] for n in ("PATH", "HOME", "DOCKER_HOST") if n in os.environ},
+                "COMPOSE_PROJECT_NAME": self.name,
+                **variables,
+            },
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    def up(self, *arguments: str, **variables: str) -> None:
+        """Run `docker compose up -d --wait`; what failed has its log in the message."""
+        done = self.compose(
+            *("up", "--detach", "--wait", *arguments), timeout=UP_SECONDS, **variables
+        )
+        assert done.returncode == 0, f"{done.stderr}\n{self.logs()}"
+
+    def down(self, *arguments: str) -> None:
+        """Run `docker compose down`."""
+        done = self.compose("--profile", "*", "down", *arguments)
+        assert done.returncode == 0, done.stderr
+
+    def logs(self, *services: str) -> str:
+        """Return the last lines of the services' logs."""
+        return self.compose("--profile", "*", "logs", "--tail", "60", *services).stdout
+
+    def services(self) -> dict[str, dict[str, Any]]:
+        """Return what `docker compose ps` says of each service's first container."""
+        lines = self.compose("ps", "--all", "--format", "json").stdout.splitlines()
+        return {found["Service"]: found for found in map(json.loads, lines)}
+
+    def containers(self) -> list[str]:
+        """Return the ids of all containers."""
+        return sorted(self.compose("ps", "--all", "--quiet").stdout.split())
+
+    def run(self, service: str, *command: str, timeout: float = 120) -> str:
+        """Run a command in a service's container, which must succeed."""
+        done = self.compose("exec", "--no-TTY", service, *command, timeout=timeout)
+        assert done.returncode == 0, done.stderr + done.stdout
+        return done.stdout
+
+    def remove(self) -> None:
+        """End the project and its volumes, by name: also without its `.env`."""
+        mine = f"label=com.docker.compose.project={self.name}"
+        for kind, options in (("container", ["--force", "--volumes"]), ("network", [])):
+            listing = ["ls", "--quiet", "--filter", mine]
+            found = docker(kind, *listing, *(["--all"] if kind == "container" else [])).split()
+            if found:
+                docker(kind, "rm", *options, *found, check=False)
