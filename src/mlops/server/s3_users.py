@@ -54,7 +54,7 @@ def policy(role: str) -> dict[str, Any]:
         bucket = f"arn:aws:s3:::{grant.bucket}"
         lists: dict[str, Any] = {
             "Effect": "Allow",
-            "Action": ["s3:ListBucket", "s3:ListBucketMultipartUploads"],
+            "Action": ["s3:ListBucket"],
             "Resource": [bucket],
         }
         if grant.folder:
@@ -114,4 +114,4 @@ def converge_s3_users(settings: S3UsersSettings) -> list[str]:
             f"MinIO at {settings.aws_endpoint_url_s3}: {error}",
             hint="is it running, and are MINIO_ROOT_USER and MINIO_ROOT_PASSWORD right?",
         ) from None
-    return [f"S3 user of the {role}" for role in GRANTS]
+    return [f"S3 user {role}" for role in GRANTS]
