@@ -21,6 +21,7 @@ from mlops.development import commands as development
 from mlops.errors import MlopsError
 from mlops.identities import ClientRole
 from mlops.local import commands as local
+from mlops.ops import commands as ops
 from mlops.scheduler import commands as scheduler
 from mlops.server import commands as server
 
@@ -60,6 +61,9 @@ app = typer.Typer(
 )
 app.command("demo")(demo.demo)
 app.command("test", context_settings={"ignore_unknown_options": True})(development.run_checks)
+app.command("init")(ops.init)
+app.command("join")(ops.join)
+app.command("env-examples", hidden=True)(ops.write_examples)
 app.command("lock")(development.lock)
 app.add_typer(local.app, name="local")
 app.add_typer(scheduler.app, name="flows", callback=_use_local_platform)

@@ -3,14 +3,12 @@
 The file is a plain env file (`NAME=value`), the same in the embedded way and with Compose.
 """
 
-import os
 import secrets
-import stat
-import tempfile
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from mlops.env_file import read_env_file, write_private_files
 from mlops.errors import MlopsError
 
 
@@ -87,21 +85,11 @@ def load_credentials(path: Path) -> Credentials:
         MlopsError: The file is missing, open to other users, or not one of ours.
     """
     try:
-        mode = stat.S_IMODE(path.stat().st_mode)
-        text = path.read_text()
+        values = read_env_file(path).values
     except FileNotFoundError:
         raise MlopsError(f"{path}: no credentials here", hint="run `./mlops local up`") from None
-    except PermissionError:
-        raise MlopsError(
-            f"{path}: belongs to another user", hint="run as the user who started the platform"
-        ) from None
-    if mode & 0o077:
-        raise MlopsError(
-            f"{path}: other users may read it (mode {mode:04o})", hint=f"chmod 600 {path}"
-        )
-    pairs = dict(line.split("=", 1) for line in text.splitlines() if "=" in line and line[0] != "#")
     try:
-        return Credentials.model_validate({k.strip().lower(): v for k, v in pairs.items()})
+        return Credentials.model_validate({name.lower(): v for name, v in values.items()})
     except ValidationError as error:
         names = ", ".join(sorted({str(e["loc"][0]).upper() for e in error.errors()}))
         raise MlopsError(f"{path}: not understood: {names}") from None
@@ -117,10 +105,5 @@ def load_or_create_credentials(path: Path) -> Credentials:
     text = f"# Whoever reads this file owns the platform; keep it at mode 0600.\n{''.join(lines)}"
     if not path.exists() or path.read_text() != text:
         path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(descriptor, "w") as file:  # mkstemp makes it 0600
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
+        write_private_files({path: text})
     return credentials

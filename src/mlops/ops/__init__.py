@@ -1,0 +1,1 @@
+"""Setting up hosts: `.env` files and join tokens."""
