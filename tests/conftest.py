@@ -19,6 +19,8 @@ from memory_cgroups import make_memory_cgroup
 
 from mlops.development.locks import find_uv
 
+pytest_plugins = ["stacks.fixtures"]
+
 
 @cache
 def _docker() -> str:

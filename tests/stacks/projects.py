@@ -62,9 +62,7 @@ class Host:
         self.presets = {"VOLUME_PREFIX": self.mark} | (presets or {})
         folder.mkdir(parents=True)
         for name in STACKS:
-            shutil.copytree(
-                CHECKOUT / name, folder / name, ignore=shutil.ignore_patterns(".env")
-            )
+            shutil.copytree(CHECKOUT / name, folder / name, ignore=shutil.ignore_patterns(".env"))
         shutil.copy(CHECKOUT / "compose.yaml", folder)
         for name in ("flows", "dev-projects"):
             (folder / name).mkdir()

@@ -209,7 +209,6 @@ class EnvironmentBuilder:
         """Resolve and install the flow's requirements together with ours."""
         started = time.monotonic()
         held = frozenset(_read_pins(locked)) if locked else frozenset()
-        named = self.requirements.names | held
         flow = [self.requirements.file] if self.requirements.file else []
         limits = ("-c", str(locked)) if locked else ()
         ours, lock = scratch / "supplied.txt", self.folder / LOCK_NAME
@@ -225,8 +224,8 @@ class EnvironmentBuilder:
             what="no set of versions satisfies them",
         )
         pins = _read_pins(lock)
-        notable = [n for n in ("prefect", "mlflow", "mlflow-skinny", "setuptools")
-            if n in pins and n not in named]
+        names = [Requirement(line).name for line in supplied]
+        notable = [name for name in names if name in pins and name not in _SUPPLIED]
         self.log(
             f"resolved {len(pins)} packages in {time.monotonic() - started:.1f} s; supplied besides"
             f" the flow's own: {', '.join(f'{n} {pins[n]}' for n in notable) or 'none'}"

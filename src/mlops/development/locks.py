@@ -32,7 +32,7 @@ PACKAGES = {  # of the locks that are no extra of ours
     BOOTSTRAP: ["uv"],
     BUILD: ["hatchling"],
     FLOW_DEFAULT: default_requirements(),
-    TORCH: ["torch>=2.7,<3"],
+    TORCH: ["numpy", "torch>=2.7,<3"],  # it hands arrays over to NumPy, but does not ask for it
 }
 # Each is resolved under those before it.
 NAMES = (UNION, *ROLES, BOOTSTRAP, BUILD, FLOW_DEFAULT, EXPERIMENTER, TORCH)

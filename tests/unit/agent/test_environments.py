@@ -29,6 +29,7 @@ from mlops.agent.environments import (
 
 pytestmark = pytest.mark.requires("package-index")
 LIMIT = 100 * 10**9
+PROJECT = Path(__file__).parents[3]
 SPAWN = multiprocessing.get_context("spawn")
 
 
@@ -135,16 +136,49 @@ def test_a_killed_builder_is_in_nobodys_way(shared: Shared) -> None:
 
 
 def test_the_default_environment_holds_the_tested_versions(shared: Shared) -> None:
-    """Without requirements a flow finds Prefect, MLflow and boto3 as they were tested here."""
+    """Without requirements a flow finds Prefect, MLflow's client and boto3 as tested here."""
     installed = versions(shared.environment)
-    for name in ("prefect", "prefect-aws", "mlflow"):
+    for name in ("prefect", "prefect-aws", "mlflow-skinny"):
         assert installed[name] == metadata.version(name)
     assert "boto3" in installed
+    assert "mlflow" not in installed  # its many dependencies are of use only to a flow's own
     assert int(installed["fastapi"].split(".")[1]) < 150  # 0.155 and later break Prefect
     assert int(installed["setuptools"].split(".")[0]) < 81  # has pkg_resources
     lock = (shared.environment.folder / LOCK_NAME).read_text()
     assert f"prefect=={installed['prefect']}\n" in lock
     subprocess.run([shared.environment.folder / "bin" / "prefect", "--version"], check=True)
+
+
+def test_a_prebuilt_environment_goes_before_the_caches_own(
+    tmp_path: Path, copy: EnvironmentCache, shared: Shared
+) -> None:
+    """One that the image brings along is used in place, whatever the cache holds or may hold."""
+    lines: list[str] = []
+    image = EnvironmentCache(tmp_path / "image", limit_bytes=LIMIT)
+    prebuilt = image.prebuild(PROJECT / "requirements" / "flow-default.txt", lines.append)
+    assert versions(prebuilt)["prefect"] == metadata.version("prefect")
+    sources = set(prebuilt.folder.glob("lib/*/site-packages/prefect/**/*.py"))
+    compiled = set(prebuilt.folder.glob("lib/*/site-packages/prefect/**/*.pyc"))
+    assert len(compiled) >= len(sources)
+
+    lines.clear()
+    (own,) = copy.entries()
+    root = own.folder.parent.parent
+    cache = EnvironmentCache(root, limit_bytes=1, prebuilt=tmp_path / "image")
+    # Without requirements there is no torch to choose either.
+    found = cache.ensure(EnvironmentSpec(shared.folder, torch_backend="cpu"), lines.append)
+    assert (found.folder, found.key) == (prebuilt.folder, shared.environment.key)
+    with cache.lease(found):
+        cache.shrink(lines.append)
+        cache.sweep()
+    assert found.python.exists()
+    assert [entry.folder for entry in cache.entries()] == [own.folder]
+    assert lines == []
+
+    # An update of the image took it away: the cache's own does.
+    shutil.rmtree(tmp_path / "image")
+    again = cache.ensure(EnvironmentSpec(shared.folder), lines.append)
+    assert again.folder == own.folder
 
 
 def test_an_environment_is_reused_at_once(shared: Shared) -> None:

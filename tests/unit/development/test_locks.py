@@ -8,15 +8,28 @@ PROJECT = Path(__file__).parents[3]
 LOCKS = PROJECT / "requirements"
 
 
-def test_roles_agree_on_versions() -> None:
+def test_locks_agree_on_versions() -> None:
     """No package has different versions in two locks."""
-    union = locks.locked_versions((LOCKS / "test.txt").read_text())
-    for name in (*locks.ROLES, locks.BOOTSTRAP):
+    known: dict[str, str] = {}
+    for name in locks.NAMES:
         for package, version in locks.locked_versions((LOCKS / f"{name}.txt").read_text()).items():
-            assert union[package] == version, f"{package} in {name}.txt"
+            assert known.setdefault(package, version) == version, f"{package} in {name}.txt"
 
 
-@pytest.mark.parametrize("name", ["test", *locks.ROLES, "bootstrap"])
+def test_the_server_goes_without_what_it_does_not_import() -> None:
+    """What MLflow demands and its server does not import is left out there, and only there."""
+    server = locks.locked_versions((LOCKS / "server.txt").read_text())
+    union = locks.locked_versions((LOCKS / "test.txt").read_text())
+    assert not set(locks.LEFT_OUT["server"]) & set(server)
+    assert {"matplotlib", "pyarrow", "skops"} <= set(union)
+
+
+def test_a_checkout_goes_without_torch() -> None:
+    """The environment of a checkout does not hold torch and CUDA."""
+    assert "torch" not in locks.locked_versions((LOCKS / "test.txt").read_text())
+
+
+@pytest.mark.parametrize("name", locks.NAMES)
 def test_locks_hold_hashes_and_no_addresses(name: str) -> None:
     """A lock names packages and hashes, never where they come from."""
     text = (LOCKS / f"{name}.txt").read_text()

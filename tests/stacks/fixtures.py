@@ -1,0 +1,117 @@
+"""What the tests with Docker share: built images, and one host on which everything is up."""
+
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+import pytest
+from stacks.platform import Servers
+from stacks.projects import CHECKOUT, PORTS, Host, Project, free_ports
+
+BUILD_SECONDS = 1800
+Answer = TypeVar("Answer")
+
+# Trains nothing, but leaves what a training leaves: a metric, a picture and a model's bytes.
+FLOW = """\
+import mlflow
+from prefect import flow
+
+
+@flow(name="{name}", log_prints=True)
+def main(metric: float = 0.5):
+    mlflow.set_experiment("{name}")
+    with mlflow.start_run():
+        mlflow.log_metric("score", metric)
+        mlflow.log_text("the model's bytes", "model/model.txt")
+        mlflow.log_artifact("picture.png")
+    print("trained by {name}")
+"""
+FLOW_YAML = """\
+deployment:
+  flow_py_name: flow.py
+  flow_name: main
+  deploy_name: {name}
+  pool_name: default-agent-pool
+  queue_name: ml
+{more}
+"""
+EVERY_MINUTE = "scheduler:\n  method: cron\n  cron: '* * * * *'\n  timezone: UTC\n"
+# One red dot.
+PICTURE = bytes.fromhex(
+    "89504e470d0a1a0a0000000d494844520000000100000001080200000090"
+    "7753de0000000c4944415408d763f8cfc000000301010018dd8db0000000"
+    "0049454e44ae426082"
+)
+
+
+def write_flow(folder: Path, *, more: str = "") -> Path:
+    """Make a flow folder whose flow, deployment and experiment are named after it."""
+    folder.mkdir(parents=True)
+    (folder / "flow.yaml").write_text(FLOW_YAML.format(name=folder.name, more=more))
+    (folder / "flow.py").write_text(FLOW.format(name=folder.name))
+    (folder / "picture.png").write_bytes(PICTURE)
+    return folder
+
+
+def wait_for(probe: Callable[[], Answer], limit_seconds: float) -> Answer:
+    """Return the probe's first truthy answer."""
+    deadline = time.monotonic() + limit_seconds
+    while not (answer := probe()):
+        assert time.monotonic() < deadline, f"not within {limit_seconds} s"
+        time.sleep(0.5)
+    return answer
+
+
+def completed(servers: Servers, run_id: str, limit_seconds: float = 120) -> None:
+    """Wait until a run has ended, and see that it completed."""
+    final = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+    wait_for(lambda: servers.run(run_id)["state_type"] in final, limit_seconds)
+    run = servers.run(run_id)
+    assert run["state_type"] == "COMPLETED", f"{run['state']}\n{servers.log(run_id)}"
+
+
+class OneHost(NamedTuple):
+    """A host on which the root's project is up, its servers and its project."""
+
+    host: Host
+    project: Project
+    servers: Servers
+
+
+def ports() -> dict[str, str]:
+    """Return free ports for a server stack and a JupyterLab, by their names in `.env`."""
+    return dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """The images of all four stacks, built from this checkout (from cache where possible)."""
+    host = Host(tmp_path_factory.mktemp("build") / "host")
+    host.init()
+    done = subprocess.run(
+        ["docker", "compose", "--env-file", str(host.folder / ".env"), "build", "--quiet"],
+        cwd=CHECKOUT,
+        capture_output=True,
+        text=True,
+        timeout=BUILD_SECONDS,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-5000:]
+
+
+@pytest.fixture(scope="session")
+def one_host(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneHost]:
+    """Everything on one host, from an empty platform, with a flow that runs every minute."""
+    _ = images
+    host = Host(tmp_path_factory.mktemp("one-host") / "host", ports())
+    write_flow(host.folder / "flows" / "stacked", more=EVERY_MINUTE)
+    host.preset()
+    host.init()
+    project = host.project()
+    try:
+        project.up()
+        yield OneHost(host, project, Servers(host.env()))
+    finally:
+        host.remove()

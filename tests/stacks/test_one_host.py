@@ -1,0 +1,228 @@
+"""All four stacks on one host, as `./mlops init` and `docker compose up -d --wait` leave them."""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+from botocore.exceptions import ClientError
+from stacks.fixtures import OneHost, completed, wait_for, write_flow
+from stacks.projects import Host, docker
+
+pytestmark = [pytest.mark.requires("docker"), pytest.mark.timeout(900)]
+LONG_RUNNING = {
+    *("postgres", "minio", "prefect", "mlflow"),
+    *("flow-scheduler", "flow-agent", "ml-experimenter"),
+}
+
+
+def test_without_env_one_line_names_init(tmp_path: Any) -> None:
+    """Whoever forgot `./mlops init` is told so in one line, whichever project it is."""
+    host = Host(tmp_path / "host")
+    for stack in ("", "server", "flow_scheduler", "flow_agent", "ml_experimenter"):
+        done = host.project(stack).compose("up", "--detach", "--wait")
+        assert done.returncode != 0
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert "./mlops init" in done.stderr
+
+
+def test_every_service_is_healthy(one_host: OneHost) -> None:
+    """`up --wait` has returned 0, and every long-running service answers its health check."""
+    services = one_host.project.services()
+    assert {name for name, each in services.items() if each["Health"] == "healthy"} == LONG_RUNNING
+    assert {name for name in services if name not in LONG_RUNNING} == {"setup", "minio-volume"}
+
+
+def test_second_up_recreates_nothing(one_host: OneHost) -> None:
+    """Compose finds nothing to change, the one-shot jobs included."""
+    before = one_host.project.containers()
+    one_host.project.up()
+    assert one_host.project.containers() == before
+
+
+def test_scheduled_run_trains(one_host: OneHost) -> None:
+    """A flow folder that lies in flows/ runs on schedule, and its metric and model are kept."""
+    servers = one_host.servers
+
+    def scheduled() -> dict[str, Any] | None:
+        done = [r for r in servers.runs("stacked/stacked") if r["state_type"] == "COMPLETED"]
+        return done[0] if done else None
+
+    assert wait_for(lambda: servers.deployment("stacked/stacked"), 60)
+    run = wait_for(scheduled, 180) or {}
+    assert run["auto_scheduled"]
+    tracked = servers.mlflow_runs("stacked")[-1]
+    assert tracked["info"]["status"] == "FINISHED"
+    assert tracked["data"]["metrics"][0]["value"] == 0.5
+    key = next(k for k in servers.keys("mlflow") if k.endswith("model/model.txt"))
+    assert servers.s3.get_object(Bucket="mlflow", Key=key)["Body"].read() == b"the model's bytes"
+
+
+def test_manual_run_trains(one_host: OneHost) -> None:
+    """What the UI's quick-run button asks for is run by the agent."""
+    run = one_host.servers.start_run("stacked/stacked")
+    completed(one_host.servers, run)
+    log = wait_for(lambda: one_host.servers.log(run), 30)
+    assert "trained by stacked" in log
+
+
+def test_changed_folder_is_registered(one_host: OneHost) -> None:
+    """The scheduler watches the host's folder from inside its container."""
+    write_flow(one_host.host.folder / "flows" / "added")
+    found = wait_for(lambda: one_host.servers.deployment("added/added"), 30)
+    assert found
+    assert one_host.servers.keys("prefect", "flows/added/")
+
+
+def test_folder_outside_is_registered_by_a_ci_job(one_host: OneHost, tmp_path: Any) -> None:
+    """`docker compose run --rm flow-scheduler mlops flows register PATH` registers any folder."""
+    folder = write_flow(tmp_path / "by-ci")
+    done = one_host.project.compose(
+        *("run", "--rm", "--no-TTY", "--volume", f"{folder}:{folder}:ro", "flow-scheduler"),
+        *("mlops", "flows", "register", str(folder)),
+    )
+    assert done.returncode == 0, done.stderr
+    assert one_host.servers.deployment("by-ci/by-ci")
+
+
+# Who may do what: (action, bucket, key), beside what each role is denied.
+ALLOWED = {
+    "MLFLOW": {("get", "mlflow"), ("put", "mlflow"), ("delete", "mlflow"), ("list", "mlflow")},
+    "SCHEDULER": {("get", "prefect"), ("put", "prefect"), ("list", "prefect")},
+    "AGENT": {
+        *(("get", "prefect"), ("list", "prefect")),
+        *(("get", "mlflow"), ("put", "mlflow"), ("list", "mlflow")),
+        *(("get", "dvc"), ("list", "dvc")),
+    },
+    "EXPERIMENTER": {
+        (action, bucket)
+        for action in ("get", "put", "delete", "list")
+        for bucket in ("dvc", "mlflow")
+    },
+    "PRUNE": {("get", "prefect"), ("delete", "prefect"), ("list", "prefect")},
+}
+
+
+@pytest.mark.parametrize("role", sorted(ALLOWED))
+def test_role_may_do_in_s3_what_it_needs_only(one_host: OneHost, role: str) -> None:
+    """MinIO itself refuses whatever is not a role's business."""
+    owner = one_host.servers.s3
+    client = one_host.servers.s3_as(f"{role}_S3_ACCESS_KEY_ID", f"{role}_S3_SECRET_ACCESS_KEY")
+    key = "flows/probe/object"
+    actions: dict[str, Callable[[str], Any]] = {
+        "get": lambda bucket: client.get_object(Bucket=bucket, Key=key),
+        "put": lambda bucket: client.put_object(Bucket=bucket, Key=key, Body=b"x"),
+        "delete": lambda bucket: client.delete_object(Bucket=bucket, Key=key),
+        "list": lambda bucket: client.list_objects_v2(Bucket=bucket, Prefix="flows/"),
+    }
+    allowed = set()
+    for bucket in ("mlflow", "prefect", "dvc"):
+        for name, act in actions.items():
+            owner.put_object(Bucket=bucket, Key=key, Body=b"x")
+            try:
+                act(bucket)
+            except ClientError as error:
+                assert error.response["Error"]["Code"] == "AccessDenied"  # noqa: PT017
+            else:
+                allowed.add((name, bucket))
+        owner.delete_object(Bucket=bucket, Key=key)
+    assert allowed == ALLOWED[role]
+
+
+def test_code_elsewhere_in_prefects_bucket_is_out_of_reach(one_host: OneHost) -> None:
+    """The scheduler and the agent reach the flows' code, and nothing else in that bucket."""
+    for role in ("SCHEDULER", "AGENT"):
+        client = one_host.servers.s3_as(f"{role}_S3_ACCESS_KEY_ID", f"{role}_S3_SECRET_ACCESS_KEY")
+        with pytest.raises(ClientError, match="AccessDenied"):
+            client.list_objects_v2(Bucket="prefect", Prefix="other/")
+        with pytest.raises(ClientError, match="AccessDenied"):
+            client.put_object(Bucket="prefect", Key="other/object", Body=b"x")
+
+
+def test_servers_ask_who_one_is(one_host: OneHost) -> None:
+    """Without credentials neither Prefect nor MLflow answers."""
+    servers = one_host.servers
+    assert httpx.get(f"{servers.prefect_url}/api/admin/version").status_code == 401
+    runs = f"{servers.mlflow_url}/api/2.0/mlflow/experiments/search?max_results=1"
+    assert httpx.get(runs).status_code == 401
+
+
+def test_containers_have_little_power(one_host: OneHost) -> None:
+    """No service runs as root or may gain rights; only the experimenter writes to its own disk."""
+    host_user_is_root = one_host.host.env()["HOST_UID"] == "0"
+    for container in one_host.project.compose("ps", "--quiet").stdout.split():
+        found = json.loads(docker("inspect", container))[0]
+        name = found["Config"]["Labels"]["com.docker.compose.service"]
+        process = docker("exec", container, "id", "-u").strip()
+        assert process != "0" or (name == "ml-experimenter" and host_user_is_root), name
+        assert found["HostConfig"]["CapDrop"] == ["ALL"], name
+        assert "no-new-privileges:true" in found["HostConfig"]["SecurityOpt"], name
+        assert found["HostConfig"]["ReadonlyRootfs"] == (name != "ml-experimenter"), name
+
+
+def test_ports_are_on_loopback_only(one_host: OneHost) -> None:
+    """Nothing is published to other machines unless `--bind` asks for it; PostgreSQL never."""
+    published = docker(
+        *("ps", "--filter", f"label=com.docker.compose.project={one_host.project.name}"),
+        *("--format", "{{.Ports}}"),
+    )
+    assert "127.0.0.1:" in published
+    assert "0.0.0.0:" not in published
+    assert "5432->" not in published
+
+
+def test_secrets_are_not_told(one_host: OneHost) -> None:
+    """No secret of `.env` is in a log, a command line or an image."""
+    secrets = {
+        v for n, v in one_host.host.env().items() if n.endswith(("PASSWORD", "KEY", "TOKEN"))
+    }
+    told = one_host.project.compose("logs").stdout
+    for container in one_host.project.containers():
+        told += json.dumps(json.loads(docker("inspect", container))[0]["Config"]["Cmd"])
+        told += docker("top", container, "-eo", "args", check=False)
+    assert not [secret for secret in secrets if secret in told]
+
+
+def test_more_agents_share_the_work(one_host: OneHost) -> None:
+    """`--scale` starts further agents under names of their own, on the same caches."""
+    one_host.project.up("--scale", "flow-agent=2", "--no-recreate")
+    try:
+        pool = "default-agent-pool"
+
+        def names() -> set[str]:
+            found = one_host.servers.prefect.post(f"/work_pools/{pool}/workers/filter", json={})
+            return {each["name"] for each in found.json() if each["status"] == "ONLINE"}
+
+        wait_for(lambda: len(names()) >= 2, 60)
+        for run in [one_host.servers.start_run("stacked/stacked") for _ in range(4)]:
+            completed(one_host.servers, run)
+    finally:
+        one_host.project.up("--scale", "flow-agent=1", "--no-recreate")
+
+
+def test_prune_deletes_code_that_nothing_refers_to(one_host: OneHost) -> None:
+    """The server's prune command sees the unused code, and has the key to delete it."""
+    key = "flows/left-over/" + "0" * 64 + "/flow.py"
+    one_host.servers.s3.put_object(Bucket="prefect", Key=key, Body=b"x")
+    done = one_host.project.compose(
+        *("--profile", "tools", "run", "--rm", "--no-TTY", "prune"),
+        *("mlops", "flows", "prune", "--code", "--days", "0", "--yes"),
+    )
+    assert done.returncode == 0, done.stderr
+    assert key not in one_host.servers.keys("prefect", "flows/")
+    assert one_host.servers.keys("prefect", "flows/stacked/")
+
+
+def test_database_that_is_gone_makes_the_servers_unhealthy(one_host: OneHost) -> None:
+    """Healthy means that the database answers, not that a port is open."""
+    one_host.project.compose("pause", "postgres")
+    try:
+        for server in ("prefect", "mlflow"):
+            check = one_host.project.compose(
+                "exec", "--no-TTY", server, "mlops", "server", "health", server
+            )
+            assert check.returncode == 1, server
+    finally:
+        one_host.project.compose("unpause", "postgres")
+    one_host.project.up()
