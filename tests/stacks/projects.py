@@ -104,9 +104,13 @@ class Host:
         return Project(self.folder / stack, f"{self.mark}-{stack or 'all'}".replace("_", "-"))
 
     def remove(self) -> None:
-        """End every project of this host, with its volumes."""
+        """End every project of this host, with its volumes; its logs go to CI's output."""
+        output = os.environ.get("MLOPS_TEST_OUTPUT")
         for stack in ("", *STACKS):
-            self.project(stack).remove()
+            project = self.project(stack)
+            if output and project.containers():
+                Path(output, f"{project.name}.log").write_text(project.logs())
+            project.remove()
         volumes = docker("volume", "ls", "--quiet", "--filter", f"name={self.mark}").split()
         if volumes:
             docker("volume", "rm", *volumes, check=False)
@@ -157,7 +161,9 @@ class Project:
 
     def logs(self, *services: str) -> str:
         """Return the last lines of the services' logs."""
-        return self.compose("--profile", "*", "logs", "--tail", "60", *services).stdout
+        return self.compose(
+            "--profile", "*", "logs", "--no-color", "--tail", "60", *services
+        ).stdout
 
     def services(self) -> dict[str, dict[str, Any]]:
         """Return what `docker compose ps` says of each service's first container."""
