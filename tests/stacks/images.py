@@ -21,16 +21,18 @@ class Image:
         name: What it is called, without the tag.
         limit_bytes: What it may weigh; None: no limit of its own (torch with CUDA).
         arguments: The build's.
+        variant: Stands in the tag after the version.
     """
 
     folder: str
     name: str
     limit_bytes: int | None = None
     arguments: tuple[str, ...] = ()
+    variant: str = ""
 
     @property
     def tag(self) -> str:
-        return f"{self.name}:{mlops.__version__}"
+        return f"{self.name}:{mlops.__version__}{self.variant}"
 
     def build(self) -> None:
         arguments = [part for argument in self.arguments for part in ("--build-arg", argument)]
@@ -74,5 +76,6 @@ EXPERIMENTER = Image(
     "ml_experimenter",
     "mlops-ml-experimenter",
     arguments=(f"HOST_UID={os.getuid()}", f"HOST_GID={os.getgid()}"),
+    variant=f"-{os.getuid()}",
 )
 IMAGES = (SERVER, SCHEDULER, AGENT, AGENT_GPU, EXPERIMENTER)

@@ -71,6 +71,8 @@ def read_requirements(folder: Path, file: str | None, python_version: str) -> Re
     reader = _FileReader(folder, python_version)
     reader.read(folder / file)
     lines = [*reader.lines, *_uv_configuration(folder)]
+    if not lines:
+        return NO_REQUIREMENTS
     return Requirements(
         label=file,
         fingerprint="\n".join(lines),

@@ -17,6 +17,15 @@ def test_comments_and_layout_do_not_matter(tmp_path: Path) -> None:
     assert read(tmp_path, "a.txt").fingerprint == read(tmp_path, "b.txt").fingerprint
 
 
+def test_a_file_that_names_nothing_asks_for_nothing(tmp_path: Path) -> None:
+    """A new flow's file, which holds comments alone, needs no environment of its own."""
+    (tmp_path / "requirements.txt").write_text("# What flow.py imports\n\n")
+    assert read(tmp_path) == read(tmp_path, None)
+    assert read(tmp_path).is_none
+    (tmp_path / "uv.toml").write_text("no-build = true\n")
+    assert not read(tmp_path).is_none
+
+
 def test_an_included_file_counts(tmp_path: Path) -> None:
     """What a `-r` file says is part of the requirements, relative to the file that includes it."""
     (tmp_path / "sub").mkdir()
