@@ -6,6 +6,7 @@ import os
 import re
 import shutil
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from commands import Failure, run
@@ -72,6 +73,12 @@ def sources(suite: str) -> list[Source]:
     Returns:
         Nothing where the machine has none of Debian's: mmdebstrap then uses its default.
     """
+    return list(dict.fromkeys(Source(address, suite + part) for address, part in _debian()))
+
+
+@cache
+def _debian() -> list[tuple[str, str]]:
+    """List Debian's repositories here: the address, and the part of the suite's name after its."""
     query = ["apt-get", "indextargets", "Created-By: Packages", "--format"]
     repository = "$(REPO_URI) $(RELEASE) $(COMPONENT)"
     # Who is behind a source is known only of those whose lists have been downloaded.
@@ -82,8 +89,8 @@ def sources(suite: str) -> list[Source]:
         address, release, component = line.split()
         name = RELEASE.fullmatch(release)
         if name and component == "main" and line not in foreign:
-            found.append(Source(address, suite + name[2]))
-    return list(dict.fromkeys(found))
+            found.append((address, name[2]))
+    return found
 
 
 def apt_settings(*, lasting: bool = False) -> str:
@@ -96,6 +103,7 @@ def apt_settings(*, lasting: bool = False) -> str:
     return "".join(f"{line}\n" for line in lines if wanted.match(line) and '""' not in line)
 
 
+@cache
 def authorities() -> dict[str, str]:
     """Return the certificates that this machine trusts besides the public ones, by file name."""
     if not AUTHORITIES.exists():

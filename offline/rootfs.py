@@ -127,8 +127,8 @@ def _command(image: Image, sources: list[machine.Source]) -> tuple[str, ...]:
     ]
     return (
         "mmdebstrap",
-        "--quiet",
         "--format=tar",
+        "--skip=cleanup/run",  # or it empties /run, in which PostgreSQL has a folder
         f"--mode={'unshare' if os.geteuid() else 'root'}",
         f"--variant={image.variant}",
         f"--include={','.join(image.packages)}",

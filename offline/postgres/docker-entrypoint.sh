@@ -77,8 +77,7 @@ make_database() {
         <<<'CREATE DATABASE :"db";'
 }
 
-run_init_files() {
-    local file
+run_init_files() { # sets file, for the trap
     for file in /docker-entrypoint-initdb.d/*; do
         [ -e "$file" ] || continue
         say "running $file"
