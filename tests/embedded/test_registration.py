@@ -127,6 +127,36 @@ def test_change_updates_in_place_and_keeps_the_switches(
     assert schedule["schedule"]["cron"] == "30 9 * * *"
 
 
+def test_edited_parameters_are_told_before_they_are_overwritten(
+    platform: Platform, servers: Servers, tmp_path: Path
+) -> None:
+    """What somebody set in the UI is named, with what takes its place."""
+    given = "parameters: {n: 4}\n"
+    folder = write_flow(tmp_path / "edited", "pass", signature="n: int, m: int = 1", more=given)
+    platform.cli("flows", "register", str(folder))
+    deployment = f"/deployments/{servers.deployment('edited')['id']}"
+    edited = {"parameters": {"n": 7, "m": 2}}
+    servers.prefect.patch(deployment, json=edited).raise_for_status()
+    done = platform.cli("flows", "register", str(folder))
+    assert done.returncode == 0, done.stderr
+    assert "parameter n: 7 is overwritten by 4" in done.stderr
+    assert "parameter m: 2 is removed: flow.yaml has none" in done.stderr
+    assert servers.deployment("edited")["parameters"] == {"n": 4}
+
+
+def test_what_a_run_needs_is_carried_through(
+    platform: Platform, servers: Servers, tmp_path: Path
+) -> None:
+    """GPUs, Python and the modules to import ahead of time are in the manifest for agents."""
+    needs = "gpus: 2\npython: '3.11'\nwarm: [json, xml.dom]\n"
+    folder = write_flow(tmp_path / "needy", "pass", more=needs)
+    done = platform.cli("flows", "register", str(folder), "--json")
+    code = json.loads(done.stdout)[0]["code_hash"]
+    manifest = json.loads(servers.read("prefect", f"flows/needy/{code}/.mlops-manifest.json"))
+    found = {name: manifest["needs"][name] for name in ("gpus", "python", "warm")}
+    assert found == {"gpus": 2, "python": "3.11", "warm": ["json", "xml.dom"]}
+
+
 def test_schedule_that_is_taken_out_is_removed(
     platform: Platform, servers: Servers, tmp_path: Path
 ) -> None:
