@@ -268,7 +268,8 @@ def init_folder(tmp_path: Path) -> Path:
 
 def test_first_start(containers: Containers, init_folder: Path, tmp_path: Path) -> None:
     """Names and password come from files, the init folder runs once, and a restart keeps data."""
-    secrets = {"USER": "owner", "PASSWORD": PASSWORD, "DB": "things", "INITDB_ARGS": "-k"}
+    arguments = "--auth=scram-sha-256 --data-checksums"
+    secrets = {"USER": "owner", "PASSWORD": PASSWORD, "DB": "things", "INITDB_ARGS": arguments}
     for name, value in secrets.items():
         (tmp_path / name).write_text(value + "\n")
         (tmp_path / name).chmod(0o600)
