@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +327,28 @@ def test_a_service_that_cannot_start_is_shown_with_its_log(
     assert "no_such_setting" in result.stderr
     assert str(own_home / "logs" / "postgres.log") in result.stderr
     assert platform_processes(own_home) == []
+
+
+def test_two_that_start_at_once_take_different_ports(
+    platform: Platform, open_folder: Path, own_flow_dir: Path
+) -> None:
+    """Each of two new platforms beside a third gets ports, and so servers, of its own."""
+    homes = [open_folder / f"at once {number}" for number in range(2)]
+    try:
+        with ThreadPoolExecutor() as pool:
+            started = list(pool.map(lambda home: start_platform(home, own_flow_dir), homes))
+        ports = [{*each.addresses.model_dump().values(), each.postgres_port} for each in started]
+        assert len(set.union(*ports)) == 8
+        for each in started:
+            assert status(each.home, own_flow_dir)["state"] == "healthy"
+            put_mark(each, each.home.name)
+        assert [read_mark(each) for each in started] == [(home.name, home.name) for home in homes]
+        assert status(platform.home, platform.flow_dir)["state"] == "healthy"
+    finally:
+        for home in homes:
+            down = run_cli("local", "down", environment=shell_environment(home, own_flow_dir))
+            assert down.returncode == 0, down.stderr
+            assert platform_processes(home) == []
 
 
 def test_down_of_what_was_never_up_does_nothing(tmp_path: Path) -> None:

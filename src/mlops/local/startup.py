@@ -65,9 +65,10 @@ def start_platform(settings: LocalSettings, report: Report) -> Started:
     with (
         _ends_as_interrupts(),
         exclusive(home, lambda: report("lock", "waiting for another up or down", 0.0)),
+        contextlib.ExitStack() as until_started,
     ):
         try:
-            return _start(home, settings, report)
+            return _start(home, settings, report, until_started)
         except OSError as error:
             if error.errno not in (errno.ENOSPC, errno.EDQUOT):
                 raise
@@ -93,7 +94,9 @@ def _ends_as_interrupts() -> Iterator[None]:
             signal.signal(each, handler)
 
 
-def _start(home: Home, settings: LocalSettings, report: Report) -> Started:
+def _start(
+    home: Home, settings: LocalSettings, report: Report, until_started: contextlib.ExitStack
+) -> Started:
     free = shutil.disk_usage(home.path).free
     if free < LEAST_FREE_BYTES:
         raise MlopsError(
@@ -117,7 +120,11 @@ def _start(home: Home, settings: LocalSettings, report: Report) -> Started:
         left = end_processes(state.instance)
         if left:
             notes.append(f"ended {left} processes that an earlier start had left behind")
-        state = _settle(home, state, credentials, notes, report)
+        ports = until_started.enter_context(choose_ports(state.ports))
+        for name, wanted, port in zip(Ports._fields, state.ports, ports, strict=True):
+            if wanted != port:
+                notes.append(f"port {wanted} is busy: {name} listens on {port}")
+        state = _settle(home, state._replace(ports=ports), credentials, notes, report)
         supervisor = Supervisor(home, Path(state.control_socket))
     home.save_state(state)
     situation = Situation(home, state, credentials)
@@ -204,11 +211,7 @@ def choose_flow_dir(home: Home, settings: LocalSettings, watched: str) -> str:
 def _settle(
     home: Home, state: State, credentials: Credentials, notes: list[str], report: Report
 ) -> State:
-    """Choose ports and places for a platform that is down, and write its configuration."""
-    ports = choose_ports(state.ports)
-    for name, wanted, port in zip(Ports._fields, state.ports, ports, strict=True):
-        if wanted != port:
-            notes.append(f"port {wanted} is busy: {name} listens on {port}")
+    """Choose places for a platform that is down, and write its configuration."""
     seat = postgres.take_seat(home, state.instance)
     if seat.folder != home.postgres:
         notes.append(
@@ -222,7 +225,6 @@ def _settle(
     postgres.clear_stale_lock(seat)
     report("postgres", "starting", time.monotonic() - began)
     state = state._replace(
-        ports=ports,
         postgres_folder=str(seat.folder),
         postgres_programs=str(seat.programs),
         postgres_account=seat.account,
