@@ -1,10 +1,11 @@
 """A real S3 server of a test's own."""
 
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -25,28 +26,25 @@ def serve_s3(root: Path) -> Iterator[str]:
         root: The folder; a bucket `prefect` is made in it.
     """
     (root / "prefect").mkdir(exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
     program = shutil.which("rclone", path=str(Path(sys.executable).parent)) or "rclone"
-    server = subprocess.Popen(
-        [
-            *(program, "serve", "s3", "--config", "", "--addr", f"127.0.0.1:{port}"),
-            *("--vfs-cache-mode", "off", str(root)),
-        ],
-        env=os.environ | {"RCLONE_AUTH_KEY": f'"{ACCESS_KEY},{SECRET_KEY}"'},
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    deadline = time.monotonic() + 15
-    try:
-        while not _answers(open_bucket(url)):
-            assert time.monotonic() < deadline, "the S3 server does not answer"
-        yield url
-    finally:
-        server.terminate()
-        server.wait()
+    with tempfile.NamedTemporaryFile() as log:
+        server = subprocess.Popen(
+            [
+                # It takes a free port, and says which.
+                *(program, "serve", "s3", "--config", "", "--addr", "127.0.0.1:0"),
+                *("--vfs-cache-mode", "off", "--log-file", log.name, str(root)),
+            ],
+            env=os.environ | {"RCLONE_AUTH_KEY": f'"{ACCESS_KEY},{SECRET_KEY}"'},
+        )
+        try:
+            deadline = time.monotonic() + 15
+            while not ((url := _address(Path(log.name))) and _answers(open_bucket(url))):
+                assert time.monotonic() < deadline, "the S3 server does not answer"
+                time.sleep(0.05)
+            yield url
+        finally:
+            server.terminate()
+            server.wait()
 
 
 def open_bucket(url: str, bucket: str = "prefect", secret: str = SECRET_KEY) -> ObjectStore:
@@ -55,6 +53,11 @@ def open_bucket(url: str, bucket: str = "prefect", secret: str = SECRET_KEY) -> 
         aws_endpoint_url_s3=url, aws_access_key_id=ACCESS_KEY, aws_secret_access_key=secret
     )
     return ObjectStore(settings, bucket)
+
+
+def _address(log: Path) -> str:
+    said = re.search(r"s3 server on \[(http://.+)/\]", log.read_text())
+    return said[1] if said else ""
 
 
 def _answers(bucket: ObjectStore) -> bool:

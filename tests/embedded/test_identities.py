@@ -1,7 +1,6 @@
 """Who may do what, asked of the servers themselves."""
 
 import os
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -15,6 +14,9 @@ import pytest
 from botocore.exceptions import ClientError
 from embedded.conftest import Platform
 from embedded.flow_folders import wait_for
+
+from mlops.local.home import Ports
+from mlops.local.ports import choose_ports
 
 
 @pytest.fixture
@@ -241,7 +243,16 @@ def test_set_up_again_converges(platform: Platform) -> None:
     connect(platform, "mlflow", "mlrun", credentials.mlflow_db_password)
 
 
-def test_mlflow_sets_its_users_right_when_it_starts(platform: Platform, tmp_path: Path) -> None:
+@pytest.fixture
+def spare_port() -> Iterator[int]:
+    """A port that no platform takes meanwhile."""
+    with choose_ports(Ports()) as ports:
+        yield ports.mlflow
+
+
+def test_mlflow_sets_its_users_right_when_it_starts(
+    platform: Platform, spare_port: int, tmp_path: Path
+) -> None:
     """A password that was changed in MLflow is the configured one again after a start."""
     credentials = platform.credentials
     base = f"{platform.addresses.mlflow}/api/2.0/mlflow/users"
@@ -251,7 +262,7 @@ def test_mlflow_sets_its_users_right_when_it_starts(platform: Platform, tmp_path
         client.patch(f"{base}/update-password", json=body).raise_for_status()
     key = credentials.s3_key("mlflow")
     told = {
-        "LISTEN_PORT": str(free_port()),
+        "LISTEN_PORT": str(spare_port),
         "MLOPS_RUNTIME_DIR": str(tmp_path),
         "POSTGRES_PORT": str(platform.postgres_port),
         "AWS_ENDPOINT_URL_S3": platform.addresses.s3,
@@ -272,7 +283,7 @@ def test_mlflow_sets_its_users_right_when_it_starts(platform: Platform, tmp_path
     try:
         wait_for(is_healthy, 60)
         agent = ("agent", credentials.mlflow_agent_password)
-        address = f"http://127.0.0.1:{told['LISTEN_PORT']}/api/2.0/mlflow/users/get?username=agent"
+        address = f"http://127.0.0.1:{spare_port}/api/2.0/mlflow/users/get?username=agent"
         assert httpx.get(address, auth=agent, trust_env=False).status_code == 200
     finally:
         second.terminate()
@@ -282,11 +293,3 @@ def test_mlflow_sets_its_users_right_when_it_starts(platform: Platform, tmp_path
 def secrets_of(platform: Platform) -> dict[str, str]:
     """Return every secret as a variable."""
     return {name.upper(): value for name, value in platform.credentials.model_dump().items()}
-
-
-def free_port() -> int:
-    """Return a port on which nothing listens."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-    return port
