@@ -19,7 +19,7 @@ from memory_cgroups import make_memory_cgroup
 
 from mlops.development.locks import find_uv
 
-pytest_plugins = ["stacks.fixtures"]
+pytest_plugins = ["distribution", "stacks.fixtures"]
 
 
 @cache

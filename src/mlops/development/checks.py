@@ -17,6 +17,8 @@ LINTERS = {
     "format": ["ruff", "format", "--check", "--quiet"],
     "types": ["mypy", "--no-error-summary"],
 }
+# A good part of the tests waits for servers. `-n0` among the arguments turns it off again.
+WORKERS = ("--numprocesses=2", "--dist=loadfile")
 _PYTEST_USAGE = 4
 
 
@@ -82,7 +84,9 @@ def run_tests(checkout: Path, arguments: list[str]) -> CheckResult:
     """
     with tempfile.TemporaryDirectory() as temporary:
         report = Path(temporary) / "report.xml"
-        code, seconds = _run_module(["pytest", f"--junit-xml={report}", *arguments], checkout)
+        code, seconds = _run_module(
+            ["pytest", *WORKERS, f"--junit-xml={report}", *arguments], checkout
+        )
         skipped = _skips(report)
     if code == _PYTEST_USAGE:
         raise UsageError("pytest does not understand these arguments (see above)")

@@ -24,9 +24,10 @@ def project(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_failures_and_skips_are_collected(project: Path) -> None:
+@pytest.mark.parametrize("arguments", [[], ["-n0"]], ids=["shared-out", "in-one-process"])
+def test_failures_and_skips_are_collected(project: Path, arguments: list[str]) -> None:
     """A failed test fails the check; a skipped one is reported with its reason."""
-    result = checks.run_tests(project, [])
+    result = checks.run_tests(project, arguments)
     assert not result.passed
     assert result.skipped == [checks.Skip("test_it::test_skipped", "no such engine")]
 

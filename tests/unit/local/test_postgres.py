@@ -25,12 +25,12 @@ def test_server_listens_on_the_loopback_only_and_keeps_statements_out_of_the_log
     assert "synchronous_commit" not in line
 
 
-@pytest.mark.parametrize("content", [f"{os.getpid()}\n/data\n", "999999999\n", "", "nonsense"])
+@pytest.mark.parametrize("content", ["{pid}\n/data\n", "999999999\n", "", "nonsense"])
 def test_lock_file_of_a_dead_server_is_removed(tmp_path: Path, content: str) -> None:
     """A number that now belongs to another program, or to none, does not stop the start."""
     seat = _seat(tmp_path)
     lock = seat.data / "postmaster.pid"
-    lock.write_text(content)
+    lock.write_text(content.format(pid=os.getpid()))
     clear_stale_lock(seat)
     assert not lock.exists()
     clear_stale_lock(seat)

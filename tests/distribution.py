@@ -1,0 +1,37 @@
+"""How `./mlops test` shares the tests out among its workers (pytest-xdist).
+
+A worker takes whole modules, one after another, with a platform of its own for those that need
+one. All that start Docker projects go to one worker: they share images and a host.
+"""
+
+import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadFileScheduling
+
+DOCKER = ("stacks", "browser")
+# What takes longest comes first, so that no worker is left alone with it in the end.
+ORDER = (*DOCKER, "embedded", "unit")
+
+
+class ModuleScheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
+    """Gives each worker the next module, or all modules of the Docker folders at once."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return "docker" if _folder(nodeid) in DOCKER else super()._split_scope(nodeid)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ModuleScheduling:
+    """Share out by modules in the order of collection, whatever `--dist` says."""
+    config.option.loadscopereorder = False
+    return ModuleScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Bring the folders into their order."""
+    items.sort(key=lambda item: ORDER.index(_folder(item.nodeid)))
+
+
+def _folder(nodeid: str) -> str:
+    """Return which folder of `tests/` a test is in."""
+    return nodeid.split("/")[1]
