@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from collections.abc import Callable
 from functools import cache
+from pathlib import Path
 
 import pytest
 from inotify_limit import ONE_WATCH
@@ -20,6 +21,11 @@ from memory_cgroups import make_memory_cgroup
 from mlops.development.locks import find_uv
 
 pytest_plugins = ["distribution", "stacks.fixtures"]
+
+
+def _chromium() -> str:
+    """Debian's Chromium."""
+    return "" if Path("/usr/bin/chromium").exists() else "chromium is not installed"
 
 
 @cache
@@ -84,6 +90,7 @@ def _inotify_limit() -> str:
 
 
 DEMANDS: dict[str, Callable[[], str]] = {
+    "chromium": _chromium,
     "docker": _docker,
     "inotify-limit": _inotify_limit,
     "memory-cgroup": _memory_cgroup,

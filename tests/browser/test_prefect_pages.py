@@ -1,0 +1,43 @@
+"""Prefect's pages, as somebody who looks after flows uses them."""
+
+import re
+
+import pytest
+from browser.conftest import OpenPage
+from browser.logins import log_in_to_prefect
+from playwright.sync_api import Page, expect
+from stacks.fixtures import OneHost, completed, wait_for
+
+pytestmark = [pytest.mark.requires("docker", "chromium"), pytest.mark.timeout(900)]
+
+
+@pytest.fixture
+def deployment_page(one_host: OneHost, open_page: OpenPage) -> Page:
+    """The page of the deployment that the scheduler registered, after a login."""
+    wait_for(lambda: one_host.servers.deployment("stacked/stacked"), 60)
+    page = open_page(one_host.servers.prefect_url)
+    log_in_to_prefect(page, one_host.host.env())
+    page.get_by_role("link", name="Deployments").click()
+    page.get_by_role("row").get_by_role("link", name="stacked").first.click()
+    expect(page.get_by_role("link", name="default-agent-pool").first).to_be_visible()
+    return page
+
+
+def test_deployment_shows_its_schedule(deployment_page: Page) -> None:
+    """The deployment's page says when it runs and that the schedule is on."""
+    schedule = deployment_page.get_by_role("complementary")
+    expect(schedule.get_by_text("Every minute")).to_be_visible()
+    expect(schedule.get_by_role("switch")).to_be_checked()
+
+
+def test_quick_run_completes(one_host: OneHost, deployment_page: Page) -> None:
+    """The quick-run button starts a run, whose page follows it to its end, with its log."""
+    page = deployment_page
+    page.get_by_role("button", name="Run", exact=True).click()
+    page.get_by_role("menuitem", name="Quick run").click()
+    page.get_by_role("button", name="View run").click()
+    page.wait_for_url(re.compile("/runs/flow-run/"))
+    run_id = re.findall("/flow-run/([0-9a-f-]+)", page.url)[0]
+    completed(one_host.servers, run_id)
+    expect(page.get_by_role("main").get_by_text("Completed", exact=True)).to_be_visible()
+    expect(page.get_by_text("trained by stacked")).to_be_visible()
