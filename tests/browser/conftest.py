@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import pytest
 from browser.elsewhere import Elsewhere, elsewhere
 from playwright.sync_api import Browser, HttpCredentials, Page, Request, expect, sync_playwright
+from stacks.fixtures import OneHost, completed, wait_for
 from stacks.projects import bridge_address
 
 CHROMIUM = "/usr/bin/chromium"
@@ -33,6 +34,15 @@ def chromium() -> Iterator[Browser]:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, rules])
         yield browser
         browser.close()
+
+
+@pytest.fixture(scope="session")
+def flow_run(one_host: OneHost) -> str:
+    """A run of the flow that lies in flows/, which has completed: its id."""
+    wait_for(lambda: one_host.servers.deployment("stacked/stacked"), 60)
+    run_id = one_host.servers.start_run("stacked/stacked")
+    completed(one_host.servers, run_id)
+    return run_id
 
 
 @pytest.fixture

@@ -15,6 +15,10 @@ def log_in_to_prefect(page: Page, env: Mapping[str, str]) -> None:
 
 def log_in_to_minio(page: Page, env: Mapping[str, str]) -> None:
     """Fill in the form of MinIO's console, as the owner."""
+    page.add_locator_handler(
+        page.get_by_role("button", name="Acknowledge"),  # the licence, at a browser's first visit
+        lambda button: button.click(),
+    )
     page.get_by_role("textbox", name="Username").fill(env["MINIO_ROOT_USER"])
     page.get_by_role("textbox", name="Password").fill(env["MINIO_ROOT_PASSWORD"])
     page.get_by_role("button", name="Login").click()

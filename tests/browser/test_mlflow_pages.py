@@ -3,34 +3,38 @@
 import pytest
 from browser.conftest import OpenPage
 from browser.logins import mlflow_login
-from playwright.sync_api import expect
-from stacks.fixtures import OneHost, completed, wait_for
+from playwright.sync_api import Page, expect
+from stacks.fixtures import PICTURE_SIZE, OneHost
 
 pytestmark = [pytest.mark.requires("docker", "chromium"), pytest.mark.timeout(900)]
-RUN_TAG = "mlops.prefect_flow_run_id"
+FLOW_RUN_TAG = "mlops.prefect_flow_run_id"
 
 
-def test_run_shows_its_metric_and_picture(one_host: OneHost, open_page: OpenPage) -> None:
-    """The run that a flow run left shows the metric, and among its artifacts the picture."""
-    servers = one_host.servers
-    wait_for(lambda: servers.deployment("stacked/stacked"), 60)
-    flow_run = servers.start_run("stacked/stacked")
-    completed(servers, flow_run)
-    run = next(
-        run
-        for run in servers.mlflow_runs("stacked")
-        if {"key": RUN_TAG, "value": flow_run} in run["data"]["tags"]
-    )
-    page = open_page(servers.mlflow_url, mlflow_login(one_host.host.env()))
+@pytest.fixture
+def run_page(one_host: OneHost, flow_run: str, open_page: OpenPage) -> Page:
+    """The page of the run that a flow run left behind."""
+    tag = {"key": FLOW_RUN_TAG, "value": flow_run}
+    runs = one_host.servers.mlflow_runs("stacked")
+    name = next(run["info"]["run_name"] for run in runs if tag in run["data"]["tags"])
+    page = open_page(one_host.servers.mlflow_url, mlflow_login(one_host.host.env()))
     page.get_by_role("button", name="Model training").click()
     page.get_by_role("link", name="Experiments").click()
     page.get_by_role("link", name="stacked", exact=True).click()
-    page.get_by_role("link", name=run["info"]["run_name"]).click()
-    print(page.url, page.locator("body").aria_snapshot())
-    expect(page.get_by_role("row").filter(has_text="score")).to_contain_text("0.5")
-    page.get_by_role("tab", name="Artifacts").click()
-    page.get_by_text("picture.png").click()
-    print(page.url, page.locator("body").aria_snapshot())
-    picture = page.get_by_role("img", name="picture.png")
+    page.get_by_role("link", name=name).click()
+    # The assistant, which opens by itself.
+    page.get_by_role("button", name="Close", exact=True).click()
+    return page
+
+
+def test_run_shows_its_metric(run_page: Page) -> None:
+    """The metric that the flow logged is on the run's first page."""
+    expect(run_page.get_by_role("row").filter(has_text="score")).to_contain_text("0.5")
+
+
+def test_run_shows_its_picture(run_page: Page) -> None:
+    """The picture that the flow logged is shown among the run's artifacts."""
+    run_page.get_by_role("tab", name="Artifacts").click()
+    run_page.get_by_text("picture.png").click()
+    picture = run_page.get_by_role("img", name="picture.png")
     expect(picture).to_be_visible()
-    assert picture.evaluate("image => image.naturalWidth") == 320
+    assert picture.evaluate("image => image.naturalWidth") == PICTURE_SIZE[0]

@@ -1,7 +1,10 @@
 """What the tests with Docker share: built images, and one host on which everything is up."""
 
+import math
+import struct
 import subprocess
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -38,12 +41,31 @@ deployment:
 {more}
 """
 EVERY_MINUTE = "scheduler:\n  method: cron\n  cron: '* * * * *'\n  timezone: UTC\n"
-# One red dot.
-PICTURE = bytes.fromhex(
-    "89504e470d0a1a0a0000000d494844520000000100000001080200000090"
-    "7753de0000000c4944415408d763f8cfc000000301010018dd8db0000000"
-    "0049454e44ae426082"
-)
+PICTURE_SIZE = (320, 200)
+
+
+def picture() -> bytes:
+    """Draw a falling curve, as a training would draw its loss: a PNG file in black and white."""
+    width, height = PICTURE_SIZE
+    white = "".join(
+        "1" if abs(height * math.exp(-x / 90) - (height - y)) > 3 else "0"
+        for y in range(height)
+        for x in range(width)
+    )
+    rows = int(white, 2).to_bytes(width * height // 8)
+    lines = (rows[start : start + width // 8] for start in range(0, len(rows), width // 8))
+
+    def chunk(kind: bytes, data: bytes) -> bytes:
+        return struct.pack(">I4s", len(data), kind) + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    header = struct.pack(">2I5B", width, height, 1, 0, 0, 0, 0)
+    pixels = zlib.compress(b"".join(b"\0" + line for line in lines))
+    return (
+        b"\x89PNG\r\n\x1a\n"
+        + chunk(b"IHDR", header)
+        + chunk(b"IDAT", pixels)
+        + chunk(b"IEND", b"")
+    )
 
 
 def write_flow(folder: Path, *, more: str = "") -> Path:
@@ -51,7 +73,7 @@ def write_flow(folder: Path, *, more: str = "") -> Path:
     folder.mkdir(parents=True)
     (folder / "flow.yaml").write_text(FLOW_YAML.format(name=folder.name, more=more))
     (folder / "flow.py").write_text(FLOW.format(name=folder.name))
-    (folder / "picture.png").write_bytes(PICTURE)
+    (folder / "picture.png").write_bytes(picture())
     return folder
 
 

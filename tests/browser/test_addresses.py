@@ -1,0 +1,71 @@
+"""The pages at an address that is not loopback, and by a name."""
+
+import re
+from collections.abc import Iterator
+
+import pytest
+from browser.conftest import NAME, OpenPage
+from browser.logins import log_in_to_minio, log_in_to_prefect, mlflow_login
+from playwright.sync_api import expect
+from stacks.fixtures import OneHost, ports
+from stacks.platform import Servers
+from stacks.projects import Host, bridge_address
+
+pytestmark = [pytest.mark.requires("docker", "chromium"), pytest.mark.timeout(900)]
+
+
+@pytest.fixture(scope="module")
+def bridge_host(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneHost]:
+    """The server stack, published on Docker's bridge and called by a name."""
+    _ = images
+    host = Host(tmp_path_factory.mktemp("addresses") / "host", ports())
+    host.preset("server/.env")
+    host.init("server", "--bind", bridge_address(), "--host", NAME)
+    project = host.project("server")
+    try:
+        project.up()
+        yield OneHost(host, project, Servers(host.env("server"), bridge_address()))
+    finally:
+        host.remove()
+
+
+@pytest.fixture(params=["address", "name"])
+def servers(request: pytest.FixtureRequest, bridge_host: OneHost) -> Servers:
+    """The servers at the bridge's address, and by the name that `--host` told."""
+    host = bridge_address() if request.param == "address" else NAME
+    return Servers(bridge_host.servers.env, host)
+
+
+def test_prefect_works(servers: Servers, open_page: OpenPage) -> None:
+    """Prefect's pages find their data at the address that they came from."""
+    page = open_page(servers.prefect_url)
+    log_in_to_prefect(page, servers.env)
+    page.get_by_role("link", name="Work Pools").click()
+    expect(page.get_by_role("link", name="default-agent-pool").first).to_be_visible()
+
+
+def test_mlflow_works(
+    bridge_host: OneHost, servers: Servers, open_page: OpenPage, request: pytest.FixtureRequest
+) -> None:
+    """MLflow accepts what its own page posts: an experiment is made and its runs are searched."""
+    name = re.sub(r"\W+", "-", request.node.name)
+    page = open_page(servers.mlflow_url, mlflow_login(servers.env))
+    page.get_by_role("button", name="Model training").click()
+    page.get_by_role("link", name="Experiments").click()
+    page.get_by_role("button", name="Create").click()
+    print(page.locator("body").aria_snapshot())
+    page.get_by_label("Experiment Name").fill(name)
+    with page.expect_response("**/experiments/create") as created:
+        page.get_by_role("dialog").get_by_role("button", name="Create").click()
+    assert created.value.ok
+    expect(page.get_by_role("heading", name=name).or_(page.get_by_text(name)).first).to_be_visible()
+    assert bridge_host.servers.mlflow_runs(name) == []
+    print(page.locator("body").aria_snapshot())
+
+
+def test_minio_console_works(servers: Servers, open_page: OpenPage) -> None:
+    """The console lists the buckets."""
+    page = open_page(servers.console_url)
+    log_in_to_minio(page, servers.env)
+    page.get_by_role("button", name="prefect").click()
+    expect(page.get_by_role("heading", name="prefect")).to_be_visible()
