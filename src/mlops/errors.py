@@ -20,6 +20,10 @@ class MlopsError(Exception):
         return f"{self.message}\n  {self.hint}" if self.hint else self.message
 
 
+class CredentialsError(MlopsError):
+    """A server answers, and refuses who we say that we are."""
+
+
 class UsageError(MlopsError):
     """The command line itself is wrong."""
 

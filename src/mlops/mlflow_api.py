@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 from pydantic import BaseModel, ConfigDict
 
-from mlops.errors import MlopsError
+from mlops.errors import CredentialsError, MlopsError
 from mlops.settings import MlflowSettings
 
 TIMEOUT_SECONDS = 30.0
@@ -71,6 +71,15 @@ class MlflowApi:
             auth=(name, password.get_secret_value()) if name and password else None,
             timeout=timeout_seconds,
         )
+
+    def check(self) -> None:
+        """Ask for an experiment, the one that is always there.
+
+        Raises:
+            CredentialsError: The server refuses us.
+            MlopsError: It does not answer as it should.
+        """
+        self._call("GET", "/experiments/get", params={"experiment_id": "0"})
 
     def find_run(self, tag: str, value: str) -> TrackedRun | None:
         """Return the newest top-level run that carries a tag, or None.
@@ -155,9 +164,10 @@ class MlflowApi:
                 "else check MLFLOW_TRACKING_URI",
             ) from error
         if response.status_code == httpx.codes.UNAUTHORIZED:
-            raise MlopsError(
+            raise CredentialsError(
                 f"{self._url}: the MLflow server refused these credentials",
-                hint="check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD",
+                hint="check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; "
+                "with Compose, MLFLOW_<ROLE>_PASSWORD in .env",
             )
         if response.is_error:
             raise MlopsError(f"{self._url}: {method} {path}: {response.text[:500]}")

@@ -12,7 +12,7 @@ import httpx
 from packaging.version import Version
 
 from mlops import __version__
-from mlops.errors import MlopsError
+from mlops.errors import CredentialsError, MlopsError
 from mlops.settings import PrefectSettings
 
 if TYPE_CHECKING:
@@ -194,10 +194,11 @@ def _json(response: httpx.Response) -> Any:
         return None
 
 
-def _refused(url: str) -> MlopsError:
-    return MlopsError(
+def _refused(url: str) -> CredentialsError:
+    return CredentialsError(
         f"{url}: the Prefect server refused these credentials",
-        hint="check PREFECT_API_AUTH_STRING (user:password)",
+        hint="check PREFECT_API_AUTH_STRING (user:password); "
+        "with Compose, PREFECT_USERNAME and PREFECT_PASSWORD in .env",
     )
 
 

@@ -12,7 +12,7 @@ import obstore
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from mlops.errors import MlopsError
+from mlops.errors import CredentialsError, MlopsError
 from mlops.settings import S3Settings
 
 if TYPE_CHECKING:
@@ -215,9 +215,10 @@ class ObjectStore:
             missing = f"s3://{self.bucket}" if code == "NoSuchBucket" else self.uri(key)
             return ObjectNotFoundError(f"{missing}: does not exist at {self._endpoint}")
         if code in _REFUSED or "403 Forbidden" in message or "401 Unauthorized" in message:
-            return MlopsError(
+            return CredentialsError(
                 f"{self.uri(key)}: {self._endpoint} refused these S3 credentials ({code or 403})",
-                hint="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY",
+                hint="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; "
+                "with Compose, <ROLE>_S3_... in .env",
             )
         if "response body error" in message:
             return BrokenObjectError(f"{self.uri(key)}: {self._endpoint} cannot send all of it")

@@ -15,11 +15,15 @@ from prefect.exceptions import ObjectAlreadyExists
 from prefect.utilities.processutils import setup_signal_handlers_worker
 
 from mlops.agent.worker import Agent
-from mlops.errors import MlopsError
+from mlops.bundles import CODE_ROOT
+from mlops.errors import CredentialsError, MlopsError
+from mlops.mlflow_api import MlflowApi
 from mlops.prefect_api import check_server, connect, ensure_work_pool
 from mlops.settings import AgentSettings
+from mlops.storage import ObjectStore
 
 RETRY_SECONDS = 1.0
+ANSWER_SECONDS = 5.0
 
 
 def serve(
@@ -38,6 +42,7 @@ def serve(
         printer: Is given lines for the process's own log.
     """
     _wait_for_server(settings, printer)
+    _check_credentials(settings)
     _ensure_pool_and_queue(settings)
     agent = Agent(
         settings,
@@ -100,3 +105,24 @@ def _wait_for_server(settings: AgentSettings, printer: Callable[[str], None]) ->
             time.sleep(RETRY_SECONDS)
         else:
             return
+
+
+def _check_credentials(settings: AgentSettings) -> None:
+    """Refuse to start where every run would fail; a server that is away may come back.
+
+    Raises:
+        CredentialsError: The object store or MLflow refuses us.
+    """
+    store = ObjectStore(settings, settings.prefect_bucket_name)
+    mlflow = MlflowApi(settings, timeout_seconds=ANSWER_SECONDS)
+    questions: tuple[Callable[[], object], ...] = (
+        lambda: next(store.objects(f"{CODE_ROOT}/~"), None),
+        mlflow.check,
+    )
+    for ask in questions:
+        try:
+            ask()
+        except CredentialsError:
+            raise
+        except MlopsError:
+            continue

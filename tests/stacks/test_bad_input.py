@@ -1,0 +1,198 @@
+"""What people get wrong, and the one message that tells them."""
+
+import re
+import socket
+from collections.abc import Iterator
+from itertools import cycle
+from pathlib import Path
+
+import pytest
+from stacks.fixtures import ports, wait_for, write_flow
+from stacks.hosts import Joined, ServerHost, join
+from stacks.projects import STACKS, Host, bridge_address, docker, free_ports
+
+from mlops import __version__
+from mlops.ops.join_token import read_token
+from mlops.ops.stacks import find_stack
+
+pytestmark = [pytest.mark.requires("docker"), pytest.mark.timeout(600)]
+
+
+@pytest.fixture(scope="module")
+def initialised(tmp_path_factory: pytest.TempPathFactory) -> Host:
+    """A host with every `.env`, on which nothing is started."""
+    host = Host(tmp_path_factory.mktemp("initialised") / "host", ports())
+    host.preset()
+    host.init("--bind", bridge_address())
+    return host
+
+
+def required(host: Host, stack: str) -> list[str]:
+    """Return the variables that a stack's compose file cannot do without."""
+    text = (host.folder / stack / "compose.yaml").read_text()
+    return sorted(set(re.findall(r"\$\{(\w+):\?", text)))
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_variable_without_a_value(initialised: Host, stack: str) -> None:
+    """A variable that is missing, empty or renamed is named in one line, with `./mlops init`."""
+    file = initialised.folder / stack / ".env"
+    whole = file.read_text()
+    values = initialised.env(stack)
+    names = required(initialised, stack)
+    assert names
+    try:
+        for name, instead in zip(names, cycle(("", "{name}=\n", "{name}_OLD={value}\n"))):
+            given = f"{name}={values[name]}\n"
+            assert given in whole
+            file.write_text(whole.replace(given, instead.format(name=name, value=values[name])))
+            done = initialised.project(stack).compose("up", "--detach", "--wait")
+            assert done.returncode != 0
+            (told,) = done.stderr.strip().splitlines()
+            assert f"{name} is not set, run ./mlops init" in told
+    finally:
+        file.write_text(whole)
+
+
+def test_renamed_variable(initialised: Host) -> None:
+    """`init` says what a mistyped name was meant to be, instead of making another secret."""
+    file = initialised.folder / "server" / ".env"
+    whole = file.read_text()
+    root = initialised.folder / ".env"
+    kept = root.read_text()
+    try:
+        for each in (file, root):
+            text = each.read_text()
+            each.write_text(text.replace("\nPOSTGRES_PASSWORD=", "\nPOSTGRES_PASWORD="))
+        done = initialised.mlops("init", "server")
+        assert done.returncode == 1
+        assert "POSTGRES_PASWORD: not known; did you mean POSTGRES_PASSWORD?" in done.stderr
+    finally:
+        file.write_text(whole)
+        root.write_text(kept)
+
+
+def test_tokens_that_are_not_accepted(initialised: Host, tmp_path: Path) -> None:
+    """A token that is no token, cut off, another role's or expired gives no `.env`, and says so."""
+    token = initialised.mlops("join", "agent").stdout.strip()
+    old = read_token(token, find_stack("agent")).model_copy(update={"expires": 1}).encode()
+    other = Host(tmp_path / "other")
+    for role, given, message in (
+        ("agent", "a word", "that is no join token"),
+        ("agent", token[:-1], "the join token is damaged"),
+        ("scheduler", token, "the join token is for the role agent, not scheduler"),
+        ("agent", old, "the join token expired at 1970-01-01 00:00 UTC"),
+    ):
+        done = other.mlops("init", role, "--join", "-", stdin=given)
+        assert done.returncode == 1
+        assert message in done.stderr
+        assert not list(other.folder.rglob(".env"))
+
+
+def test_port_that_is_taken(initialised: Host) -> None:
+    """Docker names the port that another program has."""
+    server = initialised.project("server")
+    taken = (bridge_address(), int(initialised.env("server")["S3_PORT"]))
+    with socket.create_server(taken):
+        try:
+            done = server.compose("up", "--detach", "--wait", timeout=240)
+        finally:
+            initialised.remove()
+    assert done.returncode != 0
+    assert f"{taken[0]}:{taken[1]}" in done.stderr
+    assert re.search("address already in use|port is already allocated", done.stderr)
+
+
+@pytest.fixture(scope="module")
+def stranger(images: None) -> Iterator[str]:
+    """The port, on the bridge's address, of a web server that is none of ours."""
+    _ = images
+    (port,) = free_ports(1)
+    container = docker(
+        *("run", "--detach", "--rm", "--publish", f"{bridge_address()}:{port}:8000"),
+        *("python:3.11.14-slim-bookworm", "python", "-m", "http.server", "8000"),
+    ).strip()
+    yield str(port)
+    docker("rm", "--force", container)
+
+
+def point(joined: Joined, **values: str) -> None:
+    """Change lines of a joined host's `.env`."""
+    file = joined.project.folder / ".env"
+    text = file.read_text()
+    for name, value in values.items():
+        text, count = re.subn(rf"(?m)^{name}=.*$", f"{name}={value}", text)
+        assert count == 1, name
+    file.write_text(text)
+
+
+@pytest.mark.parametrize("role", ["agent", "scheduler"])
+@pytest.mark.parametrize("answers", ["something else", "nothing"])
+def test_server_that_is_none(
+    initialised: Host, stranger: str, tmp_path: Path, role: str, answers: str
+) -> None:
+    """Who is pointed somewhere else says what answered there, and where that is set."""
+    joined = join(initialised, tmp_path / "host", role)
+    port = stranger if answers == "something else" else str(free_ports(1)[0])
+    point(joined, PREFECT_PORT=port)
+    write_flow(joined.host.folder / "flows" / "waiting")
+    message = {
+        "something else": r"is no server of this platform; there answers SimpleHTTP\S*.* with 404",
+        "nothing": r"the Prefect server does not answer \(.*[Cc]onnection refused",
+    }[answers]
+    try:
+        done = joined.project.compose("up", "--detach")
+        assert done.returncode == 0, done.stderr
+        told = wait_for(lambda: re.search(message, joined.project.logs()), 60)
+        assert told
+        logs = joined.project.logs()
+        assert f"http://{bridge_address()}:{port}/api" in logs
+        assert "SERVER_IP" in logs
+        assert "Traceback" not in logs
+    finally:
+        joined.host.remove()
+
+
+def once(joined: Joined, *options: str, **variables: str) -> str:
+    """Start the agent in the foreground, which must refuse to, and return what it says."""
+    done = joined.project.compose(*("run", "--rm", "--no-TTY", *options, "flow-agent"), **variables)
+    assert done.returncode == 1, done.stderr
+    assert "Traceback" not in done.stderr
+    return done.stderr
+
+
+@pytest.fixture(scope="module")
+def agent(server_host: ServerHost, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Joined]:
+    """An agent's host that has joined a server which is up."""
+    joined = join(server_host.host, tmp_path_factory.mktemp("agent") / "host", "agent")
+    yield joined
+    joined.host.remove()
+
+
+def test_agent_that_is_newer_than_the_server(agent: Joined, tmp_path: Path) -> None:
+    """A newer agent does not start, and says which of the two to update."""
+    newer = tmp_path / "__init__.py"
+    newer.write_text('__version__ = "99.0.0"\n')
+    place = "/opt/mlops/code/mlops/__init__.py"
+    told = once(agent, "--volume", f"{newer}:{place}:ro")
+    assert f"the server is mlops {__version__}, older than this one, 99.0.0" in told
+    assert "update the server first" in told
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "mend"),
+    [
+        ("PREFECT_PASSWORD", "the Prefect server refused these credentials", "PREFECT_PASSWORD"),
+        ("AGENT_S3_SECRET_ACCESS_KEY", "refused these S3 credentials", "<ROLE>_S3_"),
+        (
+            "MLFLOW_AGENT_PASSWORD",
+            "the MLflow server refused these credentials",
+            "MLFLOW_<ROLE>_PASSWORD",
+        ),
+    ],
+)
+def test_wrong_secret(agent: Joined, name: str, message: str, mend: str) -> None:
+    """An agent with a secret that its server does not know does not start, and says which."""
+    told = once(agent, **{name: "wrong"})
+    assert message in told
+    assert mend in told

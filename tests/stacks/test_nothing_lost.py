@@ -1,0 +1,275 @@
+"""What the volumes hold outlives every way to end, move and start the stacks."""
+
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from stacks.fixtures import completed, ports, wait_for, write_flow
+from stacks.platform import Servers
+from stacks.projects import Host, Project, docker
+
+pytestmark = [pytest.mark.requires("docker"), pytest.mark.timeout(900)]
+PUSH = """
+    set -eu
+    cd "$(mktemp -d)"
+    echo 'some data' >data.csv
+    dvc init --quiet --no-scm
+    dvc remote add --quiet --default platform s3://dvc/kept
+    dvc add --quiet data.csv
+    dvc push --quiet
+"""
+SERVERS = ("postgres", "minio", "prefect", "mlflow")
+IN_USE = "is in use by another project"
+
+
+class Platform:
+    """A host's platform, as the root's project or as the stack's own.
+
+    Args:
+        host: On which one of the two is up.
+    """
+
+    def __init__(self, host: Host) -> None:
+        self.host = host
+        self.root = host.project()
+        self.server = host.project("server")
+        self.servers = Servers(host.env())
+        self.run_id = ""
+
+    def use(self, project: Project) -> None:
+        """Have this project up, and no other one."""
+        for other in (self.root, self.server):
+            if other is not project:
+                other.down()
+        project.up()
+
+    def fill(self) -> None:
+        """Leave a run, a registered model and a file of DVC's."""
+        wait_for(lambda: self.servers.deployment("kept/kept"), 60)
+        self.run_id = self.servers.start_run("kept/kept")
+        completed(self.servers, self.run_id)
+        (run,) = self.servers.mlflow_runs("kept")
+        source = f"{run['info']['artifact_uri']}/model"
+        self._tell("registered-models/create", name="kept")
+        self._tell(
+            "model-versions/create", name="kept", source=source, run_id=run["info"]["run_id"]
+        )
+        self.root.run("ml-experimenter", "bash", "-c", PUSH)
+
+    def check(self) -> None:
+        """Ask the servers for all of it."""
+        run = self.servers.run(self.run_id)
+        assert run["state_type"] == "COMPLETED"
+        assert "trained by kept" in self.servers.log(self.run_id)
+        (tracked,) = self.servers.mlflow_runs("kept")
+        assert tracked["data"]["metrics"][0]["value"] == 0.5
+        version = {"name": "kept", "version": "1"}
+        place = self.servers.mlflow.get("/model-versions/get-download-uri", params=version)
+        model = place.json()["artifact_uri"].removeprefix("s3://mlflow/")
+        assert self.read("mlflow", f"{model}/model.txt") == b"the model's bytes"
+        (pushed,) = self.servers.keys("dvc", "kept/")
+        assert self.read("dvc", pushed) == b"some data\n"
+
+    def read(self, bucket: str, key: str) -> bytes:
+        """Return an object's bytes."""
+        body: bytes = self.servers.s3.get_object(Bucket=bucket, Key=key)["Body"].read()
+        return body
+
+    def _tell(self, path: str, **body: str) -> None:
+        self.servers.mlflow.post(f"/{path}", json=body).raise_for_status()
+
+
+@pytest.fixture(scope="module")
+def platform(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """A platform with something in it, at first as the root's project."""
+    _ = images
+    host = Host(tmp_path_factory.mktemp("nothing-lost") / "host", ports())
+    write_flow(host.folder / "flows" / "kept")
+    host.preset()
+    host.init()
+    found = Platform(host)
+    try:
+        found.root.up()
+        found.fill()
+        yield found
+    finally:
+        host.remove()
+
+
+@pytest.fixture
+def lone(tmp_path: Path) -> Iterator[Host]:
+    """A host with a server's `.env`, on which nothing was started."""
+    host = Host(tmp_path / "host", ports())
+    host.preset("server/.env")
+    host.init("server")
+    try:
+        yield host
+    finally:
+        host.remove()
+
+
+def start(project: Project, service: str) -> int:
+    """Ask for one service and what it needs, and return Compose's exit status."""
+    return project.compose("up", "--detach", "--wait", service).returncode
+
+
+def test_down_and_up(platform: Platform) -> None:
+    """`down` keeps the data, and the next `up` finds it."""
+    platform.use(platform.root)
+    platform.check()
+    platform.root.down()
+    platform.root.up()
+    platform.check()
+
+
+def test_own_project_has_the_same_volumes(platform: Platform) -> None:
+    """The server stack in its own folder goes on with what the root's project left."""
+    platform.use(platform.server)
+    platform.check()
+
+
+def test_recreated_containers(platform: Platform) -> None:
+    """New containers, as after an image was built anew, find the data of the old ones."""
+    platform.use(platform.server)
+    before = platform.server.containers()
+    platform.server.up("--force-recreate")
+    assert not set(before) & set(platform.server.containers())
+    platform.check()
+
+
+def test_second_project_is_refused(platform: Platform) -> None:
+    """While one project runs, the other is told who is in the way, and nothing happens to it."""
+    platform.use(platform.server)
+    before = platform.server.containers()
+    done = platform.root.compose("up", "--detach", "--wait", timeout=240)
+    try:
+        assert done.returncode != 0
+        told = platform.root.compose("logs", "postgres")
+        assert f"the volume {platform.host.mark}-postgres {IN_USE}" in told.stdout
+        # It is started again and again, and can be looked at all the while.
+        assert "postgres" in platform.root.services()
+        # What comes after the database, the object store first of all, was not started.
+        for service in ("minio-volume", "minio", "prefect", "mlflow"):
+            assert platform.root.services().get(service, {}).get("State") in (None, "created")
+    finally:
+        platform.root.down()
+    assert platform.server.containers() == before
+    platform.check()
+
+
+def test_started_together(platform: Platform) -> None:
+    """Of two that start at the same moment exactly one gets the database."""
+    for project in (platform.root, platform.server):
+        project.down()
+    with ThreadPoolExecutor() as pool:
+        codes = list(pool.map(start, (platform.root, platform.server), ("postgres", "postgres")))
+    assert sorted(map(bool, codes)) == [False, True]
+    refused = (platform.root, platform.server)[codes.index(max(codes))]
+    assert IN_USE in refused.compose("logs", "postgres").stdout
+    platform.use(platform.server)
+    platform.check()
+
+
+@pytest.mark.parametrize("victims", [("postgres",), SERVERS], ids=["postgres", "all"])
+def test_killed(platform: Platform, victims: tuple[str, ...]) -> None:
+    """Whatever a server has confirmed is there after kill -9, and no lock is left behind."""
+    platform.use(platform.server)
+    confirmed: list[str] = []
+    enough = threading.Event()
+
+    def write() -> None:
+        try:
+            for number in range(100_000):
+                name = f"{'-'.join(victims)}-{number}"
+                value = {"name": name, "value": number}
+                platform.servers.prefect.post("/variables/", json=value).raise_for_status()
+                confirmed.append(name)
+                if number == 20:
+                    enough.set()
+        except httpx.HTTPError:
+            pass  # killed
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert enough.wait(60)
+    platform.server.compose("kill", "--signal", "KILL", *victims)
+    writer.join()
+    platform.server.up()
+    kept = variables(platform.servers)
+    assert not set(confirmed) - kept
+    platform.check()
+
+
+def variables(servers: Servers) -> set[str]:
+    """Return the names of all variables in Prefect."""
+    names: set[str] = set()
+    while True:
+        query = {"limit": 200, "offset": len(names)}
+        page: list[dict[str, Any]] = servers.prefect.post("/variables/filter", json=query).json()
+        names |= {each["name"] for each in page}
+        if not page:
+            return names
+
+
+def test_another_password(platform: Platform) -> None:
+    """A password that is not the volume's is refused with what it must be."""
+    platform.use(platform.server)
+    env = platform.host.folder / "server" / ".env"
+    right = env.read_text()
+    password = platform.host.env("server")["POSTGRES_PASSWORD"]
+    try:
+        env.write_text(right.replace(f"POSTGRES_PASSWORD={password}", "POSTGRES_PASSWORD=other"))
+        done = platform.server.compose("up", "--detach", "--wait", timeout=240)
+        assert done.returncode != 0
+        told = platform.server.compose("logs", "setup").stdout
+        assert "password authentication failed" in told
+        assert "POSTGRES_PASSWORD the one it was first started with?" in told
+    finally:
+        env.write_text(right)
+    platform.server.up()
+    platform.check()
+
+
+# A folder of another version cannot be had without its images; what tells it is this file.
+@pytest.mark.parametrize(
+    ("made", "message"),
+    [
+        ("mkdir -m 700 /v/cluster && echo 16 >/v/cluster/PG_VERSION", "database of PostgreSQL 16"),
+        ("echo 17 >/v/PG_VERSION", "the database of something else than this platform"),
+    ],
+    ids=["version", "platform"],
+)
+def test_foreign_volume(lone: Host, made: str, message: str) -> None:
+    """A volume with somebody else's database is left alone, and the way out is named."""
+    volume = f"{lone.mark}-postgres"
+    create = ["run", "--rm", "--volume", f"{volume}:/v", "--entrypoint", "bash"]
+    docker(*create, "postgres:17.11-trixie", "-c", f"{made} && chown -R postgres /v")
+    done = lone.project("server").compose("run", "--rm", "--no-TTY", "--no-deps", "postgres")
+    assert done.returncode == 1
+    assert message in done.stderr + done.stdout
+    assert "VOLUME_PREFIX" in done.stderr + done.stdout
+
+
+def test_compose_answers_at_any_time(lone: Host) -> None:
+    """`ps`, `logs` and `down` work while a stack starts and when a part of it was removed."""
+    project = lone.project("server")
+    with ThreadPoolExecutor() as pool:
+        starting = pool.submit(project.compose, "up", "--detach", timeout=240)
+        wait_for(project.containers, 60)
+        answers = [project.compose("ps", "--all"), project.compose("logs")]
+        assert not starting.done()
+        answers.append(project.compose("down"))
+        starting.result()
+        project.compose("down")  # what the other one had made since
+    assert [each.returncode for each in answers] == [0, 0, 0], answers
+    assert project.containers() == []
+
+    start(project, "minio")
+    docker("rm", "--force", project.services()["postgres"]["ID"])
+    answers = [project.compose(*command) for command in (("ps", "--all"), ("logs",), ("down",))]
+    assert [each.returncode for each in answers] == [0, 0, 0], answers
+    assert project.containers() == []
