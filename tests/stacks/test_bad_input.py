@@ -155,7 +155,9 @@ def test_server_that_is_none(
 
 def once(joined: Joined, *options: str, **variables: str) -> str:
     """Start the agent in the foreground, which must refuse to, and return what it says."""
-    done = joined.project.compose(*("run", "--rm", "--no-TTY", *options, "flow-agent"), **variables)
+    done = joined.project.compose(
+        *("run", "--rm", "--no-TTY", *options, "flow-agent"), timeout=120, **variables
+    )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
     return done.stderr
