@@ -62,10 +62,7 @@ def picture() -> bytes:
     header = struct.pack(">2I5B", width, height, 1, 0, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + line for line in lines))
     return (
-        b"\x89PNG\r\n\x1a\n"
-        + chunk(b"IHDR", header)
-        + chunk(b"IDAT", pixels)
-        + chunk(b"IEND", b"")
+        b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
     )
 
 
