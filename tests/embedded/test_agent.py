@@ -87,6 +87,8 @@ def test_agent_makes_its_pool_and_serves_its_queue_only(
         ({"PREFECT_API_URL": None}, "PREFECT_API_URL: not set"),
         ({"GPU_IDS": "0,1"}, 'GPU_IDS: a JSON list of strings, as in ["0","1"]'),
         ({"PREFECT_API_AUTH_STRING": "admin:wrong"}, "refused these credentials"),
+        ({"AWS_SECRET_ACCESS_KEY": "wrong"}, "refused these S3 credentials"),
+        ({"MLFLOW_TRACKING_PASSWORD": "wrong"}, "the MLflow server refused these credentials"),
         ({"MLOPS_CACHE_DIR": "/dev/null/cache"}, "/dev/null/cache"),
     ],
 )

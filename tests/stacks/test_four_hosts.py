@@ -217,7 +217,7 @@ def test_large_artifact_reaches_another_host(four: FourHosts) -> None:
     places = (f"{run['info']['artifact_uri']}/large.bin", f"s3://mlflow/{key}")
     assert places[0].startswith("mlflow-artifacts:/")
     text = four.experimenter.project.run(
-        "ml-experimenter", "python", "-W", "ignore", "-c", DOWNLOAD, *places
+        *("ml-experimenter", "python", "-W", "ignore", "-c", DOWNLOAD, *places), timeout=400
     )
     tags = {tag["key"]: tag["value"] for tag in run["data"]["tags"]}
     assert json.loads(text.splitlines()[-1]) == dict.fromkeys(places, tags["sha256"])
