@@ -56,8 +56,9 @@ def picture() -> bytes:
     lines = (rows[start : start + width // 8] for start in range(0, len(rows), width // 8))
 
     def chunk(kind: bytes, data: bytes) -> bytes:
-        check = zlib.crc32(kind + data)
-        return struct.pack(">I4s", len(data), kind) + data + struct.pack(">I", check)
+        return (
+            struct.pack(">I4s", len(data), kind) + data + struct.pack(">I", zlib.crc32(kind + data))
+        )
 
     header = struct.pack(">2I5B", width, height, 1, 0, 0, 0, 0)
     pixels = zlib.compress(b"".join(b"\0" + line for line in lines))
