@@ -51,6 +51,11 @@ def _package_index() -> str:
     return "no package index can be reached" if done.returncode else ""
 
 
+def _mmdebstrap() -> str:
+    """What Debian's root file systems are made with."""
+    return "" if shutil.which("mmdebstrap") else "mmdebstrap is not installed"
+
+
 def _root() -> str:
     """The right to become another user."""
     return "" if os.geteuid() == 0 else "not root"
@@ -94,6 +99,7 @@ DEMANDS: dict[str, Callable[[], str]] = {
     "docker": _docker,
     "inotify-limit": _inotify_limit,
     "memory-cgroup": _memory_cgroup,
+    "mmdebstrap": _mmdebstrap,
     "mount": _mount,
     "package-index": _package_index,
     "root": _root,

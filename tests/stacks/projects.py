@@ -6,6 +6,7 @@ and ports have names of their own, so that a platform of this machine's is never
 
 import json
 import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -66,6 +67,13 @@ class Host:
         shutil.copy(CHECKOUT / "compose.yaml", folder)
         for name in ("flows", "dev-projects"):
             (folder / name).mkdir()
+        # In place of the bootstrap, which would make an environment of its own first.
+        script = folder / "mlops"
+        python = shlex.quote(sys.executable)
+        script.write_text(
+            f'#!/bin/sh\nMLOPS_CHECKOUT={shlex.quote(str(folder))} exec {python} -P -m mlops "$@"\n'
+        )
+        script.chmod(0o755)
 
     def preset(self, *files: str) -> None:
         """Write names, ports and the like to `.env` files, as a user may before `init`."""
@@ -76,11 +84,9 @@ class Host:
 
     def mlops(self, *arguments: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
         """Run `./mlops …` of this checkout."""
-        environment = os.environ | {"MLOPS_CHECKOUT": str(self.folder)}
         return subprocess.run(
-            [sys.executable, "-P", "-m", "mlops", *arguments],
+            ["./mlops", *arguments],
             cwd=self.folder,
-            env=environment,
             input=stdin,
             capture_output=True,
             text=True,

@@ -1,0 +1,237 @@
+"""Every command in the documents about the stacks, run as it stands there.
+
+A document is a script for hosts. Each block of commands runs on the document's own host, or on the
+one that its first line names (`# on the other host`), and begins in the document's folder there;
+in the checkout's folder where the document belongs to no stack, and on another's host.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from stacks.fixtures import ports, write_flow
+from stacks.projects import CHECKOUT, STACKS, Host, bridge_address
+
+pytestmark = [pytest.mark.requires("docker"), pytest.mark.timeout(1200)]
+COMMAND_SECONDS = 300
+FENCE = re.MULTILINE | re.DOTALL
+
+# Whose documents run in this order: what one has started the next finds running.
+OWNERS = {
+    "README.md": "the server's host",
+    "docs/operations.md": "the server's host",
+    "server/README.md": "the server's host",
+    "flow_scheduler/README.md": "the scheduler's host",
+    "flow_agent/README.md": "the other host",
+    "ml_experimenter/README.md": "the experimenter's host",
+    "docs/offline.md": "the server's host",
+}
+
+
+class StandIn(NamedTuple):
+    """What is run in place of a command, and why; `{name}` is the folder of a host."""
+
+    reason: str
+    command: str
+
+
+STAND_INS = {
+    "git pull": StandIn("a copy of the checkout has no remote", "true"),
+    "./mlops join agent | ssh gpu1 'cd mlops && ./mlops init agent --join -'": StandIn(
+        "no other machine",
+        "./mlops join agent | bash -c 'cd {the other host} && ./mlops init agent --join -'",
+    ),
+    "scp .env postgres.tar minio.tar ml2:mlops/server/": StandIn(
+        "no other machine", "cp -p .env postgres.tar minio.tar {the new host}/server/"
+    ),
+    "ssh -N -L 8888:localhost:8888 gpu1": StandIn("no other machine", "true"),
+    "docker compose run --rm flow-agent-gpu nvidia-smi": StandIn(
+        "needs a GPU", "docker compose --profile gpu config --quiet"
+    ),
+}
+
+
+class Block(NamedTuple):
+    """Commands that follow each other in one shell; whose: on which host, if that is said."""
+
+    host: str | None
+    commands: list[str]
+
+
+def blocks(document: str) -> list[Block]:
+    """Return the commands of a document; of the root's README, where they are about Compose."""
+    found = []
+    for text in re.findall(r"^```sh\n(.*?)^```", (CHECKOUT / document).read_text(), FENCE):
+        if document == "README.md" and "docker compose" not in text:
+            continue
+        named = re.match("# on (.+)\n", text)
+        lines = (re.sub(r"(^|\s+)#.*", "", line) for line in text.splitlines())
+        found.append(Block(named[1] if named else None, [line for line in lines if line]))
+    return found
+
+
+class Hosts:
+    """The hosts that documents speak of, made when they are first needed.
+
+    Args:
+        folder: Of their checkouts.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.address = bridge_address()
+        self.pasted = ""  # what `./mlops join` printed last
+        self._hosts: dict[str, Host] = {}
+        self._ports = ports()
+
+    def __getitem__(self, name: str) -> Host:
+        if name not in self._hosts:
+            folder = self.folder / re.sub(r"\W+", "-", name)
+            host = self._hosts[name] = Host(folder, self._ports | {"BIND_ADDRESS": self.address})
+            if name == "the server's host":
+                host.preset()
+                # From which `--build` builds, and offline/build.
+                for part in ("src", "requirements", "offline"):
+                    shutil.copytree(CHECKOUT / part, folder / part)
+                for part in ("pyproject.toml", "README.md", "LICENSE", ".dockerignore"):
+                    shutil.copy(CHECKOUT / part, folder)
+            elif name == "the scheduler's host":
+                write_flow(folder / "flows" / "watched")
+                write_flow(folder / "flow_scheduler" / "my-flow")
+            elif name == "the experimenter's host":
+                host.presets = {"JUPYTER_PORT": self._ports["JUPYTER_PORT"]}
+                host.preset("ml_experimenter/.env")
+        return self._hosts[name]
+
+    def start_server(self) -> None:
+        """Start the server stack, unless the documents have; where they have moved it to."""
+        moved = self["the new host"]
+        if moved.project("server").containers():
+            self._hosts |= {"the server's host": moved, "the old host": self["the server's host"]}
+        host = self["the server's host"]
+        host.init("server")
+        host.project("server").up()
+
+    def run(self, document: str) -> None:
+        """Run a document's commands; the first that fails ends it."""
+        owner = OWNERS[document]
+        stack = Path(document).parent.name
+        for block in blocks(document):
+            host = self[block.host or owner]
+            away = block.host not in {None, owner}
+            folder = host.folder / stack if stack in STACKS and not away else host.folder
+            for command in block.commands:
+                folder = self._run(command, host, folder, document)
+
+    def remove(self) -> None:
+        """End everything on all hosts."""
+        for host in self._hosts.values():
+            host.remove()
+
+    def _run(self, command: str, host: Host, folder: Path, document: str) -> Path:
+        """Run one command, and return the folder that its shell is in afterwards."""
+        end = self.folder / "end"
+        text = self._replaced(command, host)
+        done = subprocess.run(
+            ["bash", "-o", "pipefail", "-c", f"{_compose(host)}\ntrap 'pwd >{end}' EXIT\n{text}"],
+            cwd=folder,
+            # What the compose files read may come from `.env` alone, except for the names that
+            # keep this machine's own platform out of it.
+            env={
+                **{
+                    name: os.environ[name]
+                    for name in ("PATH", "HOME", "DOCKER_HOST", "PYTHONPATH", "UV_SYSTEM_CERTS")
+                    if name in os.environ
+                },
+                "VOLUME_PREFIX": host.mark,
+            },
+            input=self.pasted if "--join -" in text else "",
+            capture_output=True,
+            text=True,
+            timeout=COMMAND_SECONDS,
+            check=False,
+        )
+        assert done.returncode == 0, f"{document}: {command}\n{done.stdout}{done.stderr}"
+        if re.fullmatch(r"\S*mlops join \w+", text):
+            self.pasted = done.stdout
+        return Path(end.read_text().strip())
+
+    def _replaced(self, command: str, host: Host) -> str:
+        """Return what is run for a command of a document."""
+        if command in STAND_INS:
+            name = re.compile(r"\{(.+?)\}")
+            text = STAND_INS[command].command
+            return name.sub(lambda found: str(self[found[1]].folder), text)
+        placeholders = {
+            "0.0.0.0": self.address,  # noqa: S104  # as written; not listened on
+            "172.17.0.1": self.address,
+            "ml.example.org": self.address,
+            "mlops-postgres": f"{host.mark}-postgres",
+            "mlops-minio": f"{host.mark}-minio",
+        }
+        for word, value in placeholders.items():
+            command = command.replace(word, value)
+        return command
+
+
+def _compose(host: Host) -> str:
+    """Return a shell function that gives each folder's project the name that it has in tests."""
+    projects = [host.project(stack) for stack in ("", *STACKS)]
+    cases = " ".join(
+        f"'{each.folder}') export COMPOSE_PROJECT_NAME={each.name};;" for each in projects
+    )
+    return f'docker() {{ case $PWD in {cases} esac; command docker "$@"; }}'
+
+
+@pytest.fixture(scope="module")
+def hosts(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Hosts]:
+    _ = images
+    found = Hosts(tmp_path_factory.mktemp("documents"))
+    try:
+        yield found
+    finally:
+        found.remove()
+
+
+@pytest.fixture(scope="module")
+def server(hosts: Hosts) -> None:
+    """Somewhere the server stack is up."""
+    hosts.start_server()
+
+
+@pytest.mark.parametrize("document", ["README.md", "docs/operations.md"])
+def test_platform_is_run_as_documented(hosts: Hosts, document: str) -> None:
+    """From the first start to the move of the server, what the documents say works."""
+    hosts.run(document)
+
+
+@pytest.mark.parametrize("stack", STACKS)
+def test_stack_is_run_as_its_readme_says(hosts: Hosts, server: None, stack: str) -> None:
+    """Started, looked at and cleared away with the commands of its README."""
+    _ = server
+    hosts.run(f"{stack}/README.md")
+
+
+@pytest.mark.requires("mmdebstrap")
+def test_base_images_are_made_as_documented(hosts: Hosts) -> None:
+    """What makes the base images runs as written, and leaves alone those that are there."""
+    hosts.run("docs/offline.md")
+
+
+def test_no_command_goes_unseen() -> None:
+    """Commands stand in blocks of `sh`; what is not run as written is in a document."""
+    seen = {command for name in OWNERS for block in blocks(name) for command in block.commands}
+    assert not STAND_INS.keys() - seen
+    for name in OWNERS:
+        text = (CHECKOUT / name).read_text()
+        assert set(re.findall(r"^```(\w*)\n.*?^```", text, FENCE)) <= {
+            "mermaid",
+            "sh",
+            "yaml",
+        }
+        assert name == "README.md" or blocks(name)
