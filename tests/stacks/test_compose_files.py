@@ -1,0 +1,112 @@
+"""The compose files themselves, as Docker Compose reads them."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from stacks.fixtures import OneHost, completed
+from stacks.projects import CHECKOUT, STACKS, Host
+
+pytestmark = pytest.mark.requires("docker")
+ONE_SHOT = {"minio-volume", "setup", "prune"}
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Host:
+    """A checkout after `./mlops init`, with nothing started."""
+    host = Host(tmp_path_factory.mktemp("files") / "host")
+    host.init()
+    return host
+
+
+def config(host: Host, stack: str, *options: str, raw: bool = False) -> dict[str, Any]:
+    """Return a project's configuration, with the variables filled in, or raw."""
+    how = ["--no-interpolate"] if raw else []
+    done = host.project(stack).compose(*options, "config", "--format", "json", *how)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize("stack", ["", *STACKS])
+def test_file_is_understood(host: Host, stack: str) -> None:
+    """`docker compose config -q` has nothing to say about any of the files."""
+    done = host.project(stack).compose("--profile", "*", "config", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert not done.stderr
+
+
+@pytest.mark.parametrize("stack", ["", *STACKS])
+def test_every_service_is_looked_after(host: Host, stack: str) -> None:
+    """What runs for long has a health check, limits, an exact image and starts again."""
+    services = config(host, stack, "--profile", "*")["services"]
+    for name, service in config(host, stack, "--profile", "*", raw=True)["services"].items():
+        tag = services[name]["image"].partition(":")[2]
+        assert tag, name
+        assert tag != "latest", name
+        if name in ONE_SHOT:
+            assert service["restart"] == "no", name
+            continue
+        assert service["restart"] == "unless-stopped", name
+        assert service["healthcheck"]["test"], name
+        assert service["mem_limit"].startswith("${"), name
+        assert service["cpus"].startswith("${"), name
+        assert service["logging"]["options"]["max-size"], name
+
+
+def test_same_volumes_from_the_root_and_from_a_stack(host: Host) -> None:
+    """Whichever file starts it, a stack has the same volumes."""
+    everything = config(host, "", "--profile", "*")["volumes"]
+    for stack in STACKS:
+        own = config(host, stack, "--profile", "*").get("volumes", {})
+        assert {v["name"] for v in own.values()} <= {v["name"] for v in everything.values()}
+
+
+@pytest.mark.parametrize("stack", ["", "flow_agent"])
+def test_gpu_takes_the_place_of_cpu(host: Host, stack: str) -> None:
+    """One of the two agents is started, and the other one's GPUs are all reserved."""
+    usual = config(host, stack)["services"]
+    assert "flow-agent" in usual
+    assert "flow-agent-gpu" not in usual
+    services = config(host, stack, "--profile", "gpu")["services"]
+    assert "flow-agent" not in services
+    agent = services["flow-agent-gpu"]
+    (device,) = agent["deploy"]["resources"]["reservations"]["devices"]
+    assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", -1, ["gpu"])
+    assert agent["environment"]["TORCH_BACKEND"] == "auto"
+    assert agent["build"]["args"]["VARIANT"] == "gpu"
+
+
+def test_gpu_ids_reach_the_agent(tmp_path: Path) -> None:
+    """GPU_IDS of `.env`, a JSON list, arrives as it is."""
+    host = Host(tmp_path / "host", {"GPU_IDS": '["0","1"]'})
+    host.preset()
+    host.init()
+    services = config(host, "", "--profile", "gpu")["services"]
+    assert services["flow-agent-gpu"]["environment"]["GPU_IDS"] == '["0","1"]'
+
+
+def test_files_are_the_checkouts(host: Host) -> None:
+    """What the tests start is what is shipped, unchanged."""
+    for stack in ("", *STACKS):
+        shipped = (CHECKOUT / stack / "compose.yaml").read_bytes()
+        assert (host.folder / stack / "compose.yaml").read_bytes() == shipped
+
+
+if shutil.which("nvidia-smi"):  # a machine without a GPU has nothing to miss here
+
+    @pytest.mark.timeout(900)
+    def test_gpu_agent_trains(one_host: OneHost) -> None:
+        """`flows/digits` runs through the agent that has the GPUs."""
+        host, project, servers = one_host
+        shutil.copytree(CHECKOUT / "flows" / "digits", host.folder / "flows" / "digits")
+        project.compose("stop", "flow-agent")
+        try:
+            project.up("flow-agent-gpu", COMPOSE_PROFILES="gpu")
+            assert "NVIDIA" in project.run("flow-agent-gpu", "nvidia-smi", "--list-gpus")
+            completed(servers, servers.start_run("digits/daily"), 600)
+        finally:
+            project.compose("--profile", "gpu", "stop", "flow-agent-gpu")
+            project.up()
