@@ -102,10 +102,10 @@ def platform(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator
 
 @pytest.fixture
 def lone(tmp_path: Path) -> Iterator[Host]:
-    """A host with a server's `.env`, on which nothing was started."""
+    """A host with every `.env`, on which nothing was started."""
     host = Host(tmp_path / "host", ports())
-    host.preset("server/.env")
-    host.init("server")
+    host.preset()
+    host.init()
     try:
         yield host
     finally:
@@ -161,17 +161,18 @@ def test_second_project_is_refused(platform: Platform) -> None:
     platform.check()
 
 
-def test_started_together(platform: Platform) -> None:
-    """Of two that start at the same moment exactly one gets the database."""
-    for project in (platform.root, platform.server):
-        project.down()
+def test_started_together(lone: Host) -> None:
+    """Of two on an empty volume exactly one gets the database, and keeps it to itself."""
+    projects = (lone.project(), lone.project("server"))
     with ThreadPoolExecutor() as pool:
-        codes = list(pool.map(start, (platform.root, platform.server), ("postgres", "postgres")))
+        codes = list(pool.map(start, projects, ("postgres", "postgres")))
     assert sorted(map(bool, codes)) == [False, True]
-    refused = (platform.root, platform.server)[codes.index(max(codes))]
+    refused = projects[codes.index(max(codes))]
     assert IN_USE in refused.compose("logs", "postgres").stdout
-    platform.use(platform.server)
-    platform.check()
+    # The one that made the database still holds the lock.
+    refused.down()
+    assert start(refused, "postgres") != 0
+    assert IN_USE in refused.compose("logs", "postgres").stdout
 
 
 def test_another_password(platform: Platform) -> None:
