@@ -26,6 +26,8 @@ from embedded.conftest import (
 )
 from embedded.flow_folders import wait_for
 
+from mlops.local.home import Ports
+
 SERVICES = {"postgres", "s3", "prefect", "mlflow", "scheduler", "agent"}
 
 
@@ -235,20 +237,33 @@ def test_ctrl_c_during_up_leaves_nothing(own_home: Path, own_flow_dir: Path) -> 
     assert status(own_home, own_flow_dir)["state"] == "stopped"
 
 
+@pytest.fixture(scope="module")
+def beside(open_folder: Path) -> Iterator[Path]:
+    """The home of a platform beside the session's and the broken one."""
+    home = open_folder / "beside"
+    yield home
+    result = run_cli("local", "down", environment=shell_environment(home, open_folder))
+    assert result.returncode == 0, result.stderr
+    assert platform_processes(home) == []
+
+
 def test_up_after_an_interrupt_takes_free_ports_and_says_so(
-    own_home: Path, own_flow_dir: Path
+    platform: Platform, own_home: Path, beside: Path, own_flow_dir: Path
 ) -> None:
-    """A busy port is left to its owner, and the report says which one is used instead."""
+    """A busy port is left to its owner, and no two platforms that start at once get the same."""
     state_file = own_home / "platform.json"
     state = json.loads(state_file.read_text())
-    with socket.create_server(("127.0.0.1", 0)) as foreign:
+    with socket.create_server(("127.0.0.1", 0)) as foreign, ThreadPoolExecutor() as pool:
         busy = foreign.getsockname()[1]
-        state["ports"]["mlflow"] = busy
+        # What it had chosen before it was interrupted, the other one wants too.
+        state["ports"] = Ports()._asdict() | {"mlflow": busy}
         state_file.write_text(json.dumps(state))
+        starting = pool.submit(start_platform, beside, own_flow_dir)
         result = run_cli(
             "local", "up", environment=shell_environment(own_home, own_flow_dir),
             timeout_seconds=240,
         )  # fmt: skip
+        other = starting.result()
     assert result.returncode == 0, result.stderr
     assert f"port {busy} is busy: mlflow listens on" in result.stdout
     assert "credentials.env" in result.stdout
@@ -256,7 +271,15 @@ def test_up_after_an_interrupt_takes_free_ports_and_says_so(
     # Of this start: the interrupted one is further up in the log.
     assert log.rindex("exited: setup") < log.rindex("spawned: 'prefect'")
     assert log.rindex("exited: setup") < log.rindex("spawned: 'mlflow'")
-    put_mark(start_platform(own_home, own_flow_dir), "kept")
+    own = start_platform(own_home, own_flow_dir)
+    ports = [{*p.addresses.model_dump().values(), p.postgres_port} for p in (platform, own, other)]
+    assert len(set.union(*ports)) == 12
+    put_mark(own, "kept")
+    put_mark(other, "beside")
+    assert read_mark(own) == ("kept", "kept")
+    assert read_mark(other) == ("beside", "beside")
+    for each in (platform, own, other):
+        assert status(each.home, each.flow_dir)["state"] == "healthy"
 
 
 def test_up_after_a_killed_supervisor_mends(own_home: Path, own_flow_dir: Path) -> None:
@@ -327,28 +350,6 @@ def test_a_service_that_cannot_start_is_shown_with_its_log(
     assert "no_such_setting" in result.stderr
     assert str(own_home / "logs" / "postgres.log") in result.stderr
     assert platform_processes(own_home) == []
-
-
-def test_two_that_start_at_once_take_different_ports(
-    platform: Platform, open_folder: Path, own_flow_dir: Path
-) -> None:
-    """Each of two new platforms beside a third gets ports, and so servers, of its own."""
-    homes = [open_folder / f"at once {number}" for number in range(2)]
-    try:
-        with ThreadPoolExecutor() as pool:
-            started = list(pool.map(lambda home: start_platform(home, own_flow_dir), homes))
-        ports = [{*each.addresses.model_dump().values(), each.postgres_port} for each in started]
-        assert len(set.union(*ports)) == 8
-        for each in started:
-            assert status(each.home, own_flow_dir)["state"] == "healthy"
-            put_mark(each, each.home.name)
-        assert [read_mark(each) for each in started] == [(home.name, home.name) for home in homes]
-        assert status(platform.home, platform.flow_dir)["state"] == "healthy"
-    finally:
-        for home in homes:
-            down = run_cli("local", "down", environment=shell_environment(home, own_flow_dir))
-            assert down.returncode == 0, down.stderr
-            assert platform_processes(home) == []
 
 
 def test_down_of_what_was_never_up_does_nothing(tmp_path: Path) -> None:

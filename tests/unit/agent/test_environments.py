@@ -192,70 +192,92 @@ def test_an_environment_is_reused_at_once(shared: Shared) -> None:
     assert (again.folder, again.seconds, lines) == (shared.environment.folder, 0, [])
 
 
-def test_the_flows_word_stands(
-    tmp_path: Path, shared: Shared, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Pins win over ours; local packages are copied and build without the agent's secrets."""
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
-    monkeypatch.setenv("PYTHONPATH", "/nowhere")
-    monkeypatch.setenv("VIRTUAL_ENV", "/nowhere")
-    package = tmp_path / "lib" / "tiny"
-    package.mkdir(parents=True)
-    (package / "__init__.py").write_text("def main():\n    print('hello')\n")
-    (tmp_path / "lib" / "setup.py").write_text(
-        "import json, os, setuptools\n"
-        "open('tiny/seen.json', 'w').write(json.dumps(dict(os.environ)))\n"
-        "setuptools.setup(name='tiny', version='1', packages=['tiny'],\n"
-        "    package_data={'tiny': ['*.json']},\n"
-        "    entry_points={'console_scripts': ['tiny=tiny:main']})\n"
-    )
-    (tmp_path / "requirements.txt").write_text("-r more.txt\n-e ./lib\n")
-    (tmp_path / "more.txt").write_text("fastapi==0.140.0\nprefect==3.8.7\n")
-    before = sorted(tmp_path.rglob("*"))
-    cache = EnvironmentCache(shared.root, limit_bytes=LIMIT)
-    environment = cache.ensure(EnvironmentSpec(tmp_path, "requirements.txt"), ignore)
-    installed = versions(environment)
-    assert (installed["fastapi"], installed["prefect"]) == ("0.140.0", "3.8.7")
-    assert installed["mlflow"] == metadata.version("mlflow")
-    assert sorted(tmp_path.rglob("*")) == before
-    shutil.rmtree(tmp_path / "lib")
-    assert subprocess.check_output([environment.folder / "bin" / "tiny"]) == b"hello\n"
-    (seen,) = environment.folder.glob("lib/*/site-packages/tiny/seen.json")
-    assert not {"AWS_SECRET_ACCESS_KEY", "PYTHONPATH"} & json.loads(seen.read_text()).keys()
-    assert "s3cret" not in seen.read_text()
-
-
 def test_a_uv_lock_is_installed_as_it_is(tmp_path: Path, shared: Shared) -> None:
-    """A project's lock gives its versions, and the rest is fitted around them."""
+    """A project's lock gives its versions, of ours too, and the rest is fitted around them."""
     (tmp_path / "pyproject.toml").write_text(
         "[project]\nname = 'flow'\nversion = '0'\nrequires-python = '>=3.11'\n"
-        "dependencies = ['idna==3.10', 'fastapi==0.140.0']\n"
+        "dependencies = ['idna==3.10', 'fastapi==0.140.0', 'prefect==3.8.7']\n"
     )
     subprocess.run([find_uv_bin(), "lock", "--quiet"], cwd=tmp_path, check=True)
     cache = EnvironmentCache(shared.root, limit_bytes=LIMIT)
     environment = cache.ensure(EnvironmentSpec(tmp_path), ignore)
     installed = versions(environment)
     assert (installed["idna"], installed["fastapi"]) == ("3.10", "0.140.0")
-    assert installed["prefect"] == metadata.version("prefect")
+    assert installed["prefect"] == "3.8.7"
+    for name in ("prefect-aws", "mlflow"):
+        assert installed[name] == metadata.version(name)
 
 
-def test_old_pins_get_an_older_client(tmp_path: Path, shared: Shared) -> None:
-    """Pins of 2023 resolve to an older Prefect 3, with the setuptools that they need unsaid."""
-    pins = (
-        "mlflow==2.5.0\npandas==2.0.2\nscikit-learn==1.2.2\nxgboost==1.7.6\ndill==0.3.6\n"
-        "hyperopt==0.2.7\n"
+def write_local_package(folder: Path) -> None:
+    """Write a package with a script, which keeps the environment that it was built in."""
+    package = folder / "tiny"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("def main():\n    print('hello')\n")
+    (folder / "setup.py").write_text(
+        "import json, os, setuptools\n"
+        "open('tiny/seen.json', 'w').write(json.dumps(dict(os.environ)))\n"
+        "setuptools.setup(name='tiny', version='1', packages=['tiny'],\n"
+        "    package_data={'tiny': ['*.json']},\n"
+        "    entry_points={'console_scripts': ['tiny=tiny:main']})\n"
     )
-    (tmp_path / "requirements.txt").write_text(pins)
+
+
+@dataclass(frozen=True)
+class OldFlow:
+    """The environment of a flow with pins of 2023 and a package of its own."""
+
+    environment: Environment
+    pins: dict[str, str]
+    lines: list[str]
+    changed: list[Path]
+
+
+@pytest.fixture(scope="module")
+def old_flow(shared: Shared, tmp_path_factory: pytest.TempPathFactory) -> OldFlow:
+    folder = tmp_path_factory.mktemp("old")
+    pins = {
+        "mlflow": "2.5.0",
+        "pandas": "2.0.2",
+        "scikit-learn": "1.2.2",
+        "xgboost": "1.7.6",
+        "dill": "0.3.6",
+        "hyperopt": "0.2.7",
+    }
+    write_local_package(folder / "lib")
+    (folder / "requirements.txt").write_text("-r more.txt\n-e ./lib\n")
+    (folder / "more.txt").write_text("".join(f"{n}=={v}\n" for n, v in pins.items()))
+    before = {*folder.rglob("*")}
     lines: list[str] = []
-    cache = EnvironmentCache(shared.root, limit_bytes=LIMIT)
-    spec = EnvironmentSpec(tmp_path, "requirements.txt", python="3.11")
-    environment = cache.ensure(spec, lines.append)
-    installed = versions(environment)
-    assert all(installed[n] == v for n, v in (p.split("==") for p in pins.split()))
+    spec = EnvironmentSpec(folder, "requirements.txt", python="3.11")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("AWS_SECRET_ACCESS_KEY", "s3cret")
+        patch.setenv("PYTHONPATH", "/nowhere")
+        patch.setenv("VIRTUAL_ENV", "/nowhere")
+        cache = EnvironmentCache(shared.root, limit_bytes=LIMIT)
+        environment = cache.ensure(spec, lines.append)
+    changed = sorted({*folder.rglob("*")} ^ before)
+    shutil.rmtree(folder)
+    return OldFlow(environment, pins, lines, changed)
+
+
+def test_old_pins_get_an_older_client(old_flow: OldFlow) -> None:
+    """Pins of 2023 resolve to an older Prefect 3, with the setuptools that they need unsaid."""
+    installed = versions(old_flow.environment)
+    assert {name: installed[name] for name in old_flow.pins} == old_flow.pins
     assert installed["prefect"].startswith("3.")
-    assert any("setuptools 80" in line for line in lines)
+    assert any("setuptools 80" in line for line in old_flow.lines)
     code = "import mlflow.sklearn, hyperopt, xgboost, pkg_resources, prefect"
-    subprocess.run([environment.python, "-c", code], check=True)
+    subprocess.run([old_flow.environment.python, "-c", code], check=True)
+
+
+def test_a_local_package_is_copied(old_flow: OldFlow) -> None:
+    """A package in the flow's folder is there without it, and built without the agent's secrets."""
+    assert old_flow.changed == []
+    folder = old_flow.environment.folder
+    assert subprocess.check_output([folder / "bin" / "tiny"]) == b"hello\n"
+    (seen,) = folder.glob("lib/*/site-packages/tiny/seen.json")
+    assert not {"AWS_SECRET_ACCESS_KEY", "PYTHONPATH"} & json.loads(seen.read_text()).keys()
+    assert "s3cret" not in seen.read_text()
 
 
 def test_what_cannot_be_resolved_is_told_by_uv(tmp_path: Path, shared: Shared) -> None:
