@@ -18,7 +18,7 @@ from typing import Any
 CHECKOUT = Path(__file__).resolve().parents[2]
 STACKS = ("server", "flow_scheduler", "flow_agent", "ml_experimenter")
 PORTS = ("S3_PORT", "MINIO_CONSOLE_PORT", "MLFLOW_PORT", "PREFECT_PORT", "JUPYTER_PORT")
-UP_SECONDS = 240
+UP_SECONDS = 420
 # The address of the host on Docker's own bridge: not loopback, and reached by this host alone.
 BRIDGE_FORMAT = "{{(index .IPAM.Config 0).Gateway}}"
 
