@@ -1,0 +1,17 @@
+"""What keeps the pages under test to themselves."""
+
+import pytest
+from browser.conftest import OpenPage
+from browser.elsewhere import Elsewhere
+
+pytestmark = pytest.mark.requires("docker", "chromium")
+
+
+def test_request_to_another_host_is_noticed(open_page: OpenPage, other_hosts: Elsewhere) -> None:
+    """A page that asks another host for something would fail its test, and gets nothing."""
+    page = open_page("about:blank")
+    answer = page.goto("http://elsewhere.example.org/")
+    assert answer
+    assert answer.status == 403
+    assert any("elsewhere.example.org" in line for line in other_hosts.asked)
+    other_hosts.asked.clear()
