@@ -28,8 +28,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ModuleS
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bring the folders into their order."""
-    items.sort(key=lambda item: ORDER.index(_folder(item.nodeid)))
+    """Bring the folders into their order; any other one comes last."""
+    items.sort(key=lambda item: (*ORDER, _folder(item.nodeid)).index(_folder(item.nodeid)))
 
 
 def _folder(nodeid: str) -> str:

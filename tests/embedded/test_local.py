@@ -159,6 +159,8 @@ def test_each_role_is_told_its_own_secrets_only(platform: Platform) -> None:
             "mlflow_s3_secret_access_key",
             "mlflow_db_password",
             "mlflow_admin_password",
+            "mlflow_agent_password",  # it keeps the logins of its users
+            "mlflow_experimenter_password",
             "mlflow_flask_server_secret_key",
         },
         "prefect": {"prefect_db_password", "prefect_password"},
