@@ -15,10 +15,9 @@ from typing import NamedTuple
 
 import pytest
 from stacks.fixtures import ports, write_flow
-from stacks.projects import CHECKOUT, STACKS, Host, bridge_address
+from stacks.projects import CHECKOUT, STACKS, UP_SECONDS, Host, bridge_address
 
 pytestmark = [pytest.mark.requires("docker"), pytest.mark.timeout(1200)]
-COMMAND_SECONDS = 300
 FENCE = re.MULTILINE | re.DOTALL
 
 # Whose documents run in this order: what one has started the next finds running.
@@ -156,7 +155,7 @@ class Hosts:
             input=self.pasted if "--join -" in text else "",
             capture_output=True,
             text=True,
-            timeout=COMMAND_SECONDS,
+            timeout=UP_SECONDS,
             check=False,
         )
         assert done.returncode == 0, f"{document}: {command}\n{done.stdout}{done.stderr}"
