@@ -74,7 +74,7 @@ def test_other_schedulers_deployments_are_theirs(
 ) -> None:
     """What another scheduler registered from a folder of the same path is left alone."""
     folder = write_flow(tmp_path / "theirs", "pass")
-    other = platform.environment("scheduler") | {"MLOPS_SCHEDULER_NAME": "other-host"}
+    other = platform.environment("scheduler") | {"MLOPS_HOST_NAME": "other-host"}
     assert run_cli("flows", "register", str(folder), environment=other).returncode == 0
     shutil.rmtree(folder)
     assert prune(platform, str(tmp_path), "--yes") == []

@@ -106,7 +106,7 @@ def test_registration_that_another_overtakes(
         assert platform.cli("flows", "register", str(slow)).returncode == 0
     write_version(slow, 2)
     write_version(quick, 3)
-    elsewhere = platform.environment("scheduler") | {"MLOPS_SCHEDULER_NAME": "elsewhere"}
+    elsewhere = platform.environment("scheduler") | {"MLOPS_HOST_NAME": "elsewhere"}
     overtaking: list[subprocess.CompletedProcess[str]] = []
 
     def overtake(request: Request) -> None:

@@ -35,7 +35,7 @@ def s3_gate(platform: Platform) -> Iterator[Gate]:
 
 @pytest.fixture(scope="module")
 def environment(platform: Platform) -> dict[str, str]:
-    return platform.environment("scheduler") | {"MLOPS_SCHEDULER_NAME": NAME}
+    return platform.environment("scheduler") | {"MLOPS_HOST_NAME": NAME}
 
 
 @pytest.fixture(scope="module")

@@ -183,6 +183,11 @@ VARIABLES = (
         "90",
     ),
     Variable(
+        *("WATCHFILES_FORCE_POLLING", (SCHEDULER,), Origin.OPTIONAL),
+        "Look at every file: where FLOW_DIR is a network file system that others write to.",
+        "true",
+    ),
+    Variable(
         *("TORCH_BACKEND", _MLFLOW_CLIENTS, Origin.OPTIONAL),
         "Which build of torch: cpu, auto (what the GPU's driver can do), or one such as cu130.",
     ),
