@@ -196,4 +196,4 @@ def test_build_context_is_what_the_images_are_made_of() -> None:
     """Nothing but sources and locks is sent to Docker: no secrets, no data."""
     lines = (PROJECT / ".dockerignore").read_text().splitlines()
     assert "*" in lines
-    assert "**/.env" in lines
+    assert "**/.env*" in lines
