@@ -6,8 +6,9 @@ from urllib.parse import urlsplit
 import pytest
 from browser.conftest import NAME, OpenPage
 from browser.logins import log_in_to_minio, log_in_to_prefect, mlflow_login
+from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 from playwright.sync_api import expect
-from stacks.fixtures import OneHost, ports
+from stacks.fixtures import OneHost, ports, wait_for
 from stacks.platform import Servers
 from stacks.projects import Host, bridge_address
 
@@ -49,7 +50,7 @@ def test_mlflow_works(servers: Servers, open_page: OpenPage) -> None:
     name = f"made at {urlsplit(servers.mlflow_url).hostname}"
     page = open_page(servers.mlflow_url, mlflow_login(servers.env))
     page.get_by_role("button", name="Model training").click()
-    page.get_by_role("link", name="Experiments").click()
+    page.get_by_role("link", name="Experiments", exact=True).click()
     page.get_by_test_id("create-experiment-button").click()
     page.get_by_label("Experiment Name").fill(name)
     with (
@@ -66,6 +67,16 @@ def test_minio_console_works(servers: Servers, open_page: OpenPage) -> None:
     """The console lists the buckets, and what is in them: nothing yet."""
     page = open_page(servers.console_url)
     log_in_to_minio(page, servers.env)
-    page.get_by_role("button", name="prefect").click()
-    expect(page.get_by_role("heading", name="prefect")).to_be_visible()
+    bucket = page.get_by_role("heading", name="prefect")
+
+    def is_open() -> bool:
+        """Whether a click opens the bucket; one during the page's own start is lost."""
+        page.get_by_role("button", name="prefect").click()
+        try:
+            bucket.wait_for(timeout=10_000)
+        except PlaywrightTimeoutError:
+            return False
+        return True
+
+    wait_for(is_open, 90)
     expect(page.get_by_text("This location is empty")).to_be_visible()

@@ -18,7 +18,7 @@ def run_page(one_host: OneHost, flow_run: str, open_page: OpenPage) -> Page:
     name = next(run["info"]["run_name"] for run in runs if tag in run["data"]["tags"])
     page = open_page(one_host.servers.mlflow_url, mlflow_login(one_host.host.env()))
     page.get_by_role("button", name="Model training").click()
-    page.get_by_role("link", name="Experiments").click()
+    page.get_by_role("link", name="Experiments", exact=True).click()
     page.get_by_role("link", name="stacked", exact=True).click()
     page.get_by_role("link", name=name).click()
     # The assistant, which opens by itself.

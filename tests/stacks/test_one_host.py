@@ -63,8 +63,8 @@ def test_manual_run_trains(one_host: OneHost) -> None:
     """What the UI's quick-run button asks for is run by the agent."""
     run = one_host.servers.start_run("stacked/stacked")
     completed(one_host.servers, run)
-    log = wait_for(lambda: one_host.servers.log(run), 30)
-    assert "trained by stacked" in log
+    # The last lines arrive after the final state.
+    assert wait_for(lambda: "trained by stacked" in one_host.servers.log(run), 30)
 
 
 def test_changed_folder_is_registered(one_host: OneHost) -> None:
@@ -225,4 +225,9 @@ def test_database_that_is_gone_makes_the_servers_unhealthy(one_host: OneHost) ->
             assert check.returncode == 1, server
     finally:
         one_host.project.compose("unpause", "postgres")
-    one_host.project.up()
+
+    def is_healthy() -> bool:
+        services = one_host.project.services()
+        return all(services[name]["Health"] == "healthy" for name in LONG_RUNNING)
+
+    assert wait_for(is_healthy, 180)

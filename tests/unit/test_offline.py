@@ -4,6 +4,7 @@ import os
 import re
 import shutil
 import subprocess
+import tempfile
 import sys
 from pathlib import Path
 
@@ -110,7 +111,9 @@ def test_daemon_that_does_not_answer(tools: Path) -> None:
 def test_not_root(tools: Path, tmp_path: Path) -> None:
     """Without root and without user namespaces' tools both ways are named."""
     (tools / "newuidmap").unlink()
-    for folder in (tmp_path, *tmp_path.parents[:2]):
+    for folder in (tmp_path, *tmp_path.parents):
+        if folder == Path(tempfile.gettempdir()):
+            break
         folder.chmod(0o755)
     done = subprocess.run(
         ["/usr/bin/python3", "-c", "import machine; machine.check()"],
