@@ -1,10 +1,10 @@
 """Prefect's pages, as somebody who looks after flows uses them."""
 
 import pytest
-from browser.conftest import OpenPage
+from browser.conftest import STEP_SECONDS, OpenPage
 from browser.logins import log_in_to_prefect
 from playwright.sync_api import Page, expect
-from stacks.fixtures import OneHost, completed
+from stacks.fixtures import OneHost, completed, wait_for
 
 pytestmark = [pytest.mark.requires("docker", "chromium"), pytest.mark.timeout(900)]
 
@@ -29,7 +29,7 @@ def test_deployment_shows_its_schedule(deployment_page: Page) -> None:
 
 
 def test_quick_run_completes(one_host: OneHost, deployment_page: Page) -> None:
-    """The quick-run button starts a run, whose page follows it to its end, with its log."""
+    """The quick-run button starts a run, whose page follows it to its end and has its log."""
     page = deployment_page
     page.get_by_role("button", name="Run", exact=True).click()
     with page.expect_response("**/create_flow_run") as response:
@@ -38,4 +38,7 @@ def test_quick_run_completes(one_host: OneHost, deployment_page: Page) -> None:
     page.get_by_role("link", name=run["name"]).first.click()
     completed(one_host.servers, run["id"])
     expect(page.get_by_role("main").get_by_text("Completed", exact=True)).to_be_visible()
+    # The page asks for the log no more once the run has ended; the last lines may come later.
+    wait_for(lambda: "trained by stacked" in one_host.servers.log(run["id"]), STEP_SECONDS)
+    page.reload()
     expect(page.get_by_text("trained by stacked")).to_be_visible()

@@ -163,13 +163,13 @@ def test_a_prebuilt_environment_goes_before_the_caches_own(
     assert len(compiled) >= len(sources)
 
     lines.clear()
-    (own,) = copy.entries()
+    own = copy.ensure(EnvironmentSpec(shared.folder), lines.append)
     root = own.folder.parent.parent
     cache = EnvironmentCache(root, limit_bytes=1, prebuilt=tmp_path / "image")
     # Without requirements there is no torch to choose either.
     found = cache.ensure(EnvironmentSpec(shared.folder, torch_backend="cpu"), lines.append)
     assert (found.folder, found.key) == (prebuilt.folder, shared.environment.key)
-    with cache.lease(found):
+    with cache.lease(found), cache.lease(own):
         cache.shrink(lines.append)
         cache.sweep()
     assert found.python.exists()
