@@ -8,6 +8,7 @@ A test whose demand is not met is skipped, with the reason. Where the whole suit
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -104,6 +105,11 @@ DEMANDS: dict[str, Callable[[], str]] = {
     "package-index": _package_index,
     "root": _root,
 }
+
+
+def pytest_configure() -> None:
+    """Let what the tests start be interrupted: a job in a shell's background ignores Ctrl-C."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:
