@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from embedded.conftest import Platform, run_cli
 from embedded.flow_folders import Servers, wait_for, write_flow
-from embedded.watching import LIMIT_SECONDS, Gate, Watcher, silent_server
+from embedded.watching import LIMIT_SECONDS, Watcher, silent_server
+from gate import Gate
 from inotify_limit import ONE_WATCH
 
 NAME = "watch-test"

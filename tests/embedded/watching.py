@@ -1,4 +1,4 @@
-"""A `mlops flows watch` process for tests, and a way to its servers that can be cut."""
+"""A `mlops flows watch` process for tests, and a server that keeps it waiting."""
 
 import contextlib
 import signal
@@ -9,7 +9,6 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Self
-from urllib.parse import urlsplit
 
 from embedded.flow_folders import wait_for
 
@@ -75,66 +74,6 @@ class Watcher:
     def wait_for_line(self, *parts: str) -> None:
         """Wait until a line that holds all of some texts is logged."""
         wait_for(lambda: self.count(*parts), LIMIT_SECONDS)
-
-
-class Gate:
-    """A way to a server that can be closed, as a network can.
-
-    Args:
-        url: Of the server.
-    """
-
-    def __init__(self, url: str) -> None:
-        target = urlsplit(url)
-        assert target.hostname
-        assert target.port
-        self._target = (target.hostname, target.port)
-        self._connections: list[socket.socket] = []
-        self._listener = _bound(0)
-        self._port = self._listener.getsockname()[1]
-        self.url = f"http://127.0.0.1:{self._port}"
-        self.open()
-
-    def open(self) -> None:
-        """Let connections through."""
-        self._listener.listen(64)
-        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
-
-    def close(self) -> None:
-        """Refuse new connections and cut those that there are."""
-        ended, self._connections = self._connections, []
-        for each in (self._listener, *ended):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-        self._listener = _bound(self._port)  # so that nobody else takes it meanwhile
-
-    def _accept(self, listener: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client, _ = listener.accept()
-                server = socket.create_connection(self._target)
-                self._connections += [client, server]
-                for ends in ((client, server), (server, client)):
-                    threading.Thread(target=_pass_on, args=ends, daemon=True).start()
-
-
-def _bound(port: int) -> socket.socket:
-    """Return a socket that has the port and refuses connections until it listens; 0: any port."""
-    bound = socket.socket()
-    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    bound.bind(("127.0.0.1", port))
-    return bound
-
-
-def _pass_on(source: socket.socket, target: socket.socket) -> None:
-    with contextlib.suppress(OSError):
-        while block := source.recv(1 << 16):
-            target.sendall(block)
-    for end in (source, target):
-        with contextlib.suppress(OSError):
-            end.shutdown(socket.SHUT_RDWR)
-        end.close()
 
 
 @contextlib.contextmanager
