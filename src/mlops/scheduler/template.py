@@ -1,24 +1,26 @@
 """A new flow folder from the template in `new_flow/`, which is a flow folder itself."""
 
+import builtins
 import json
 import keyword
 import os
 import re
 import tempfile
+import unicodedata
 from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
 from mlops.errors import MlopsError
 from mlops.scheduler.names import name_mistake
-from mlops.scheduler.spec import find_flow_yaml
+from mlops.scheduler.spec import LOCATIONS, find_flow_yaml
 
 TEMPLATE = Path(__file__).with_name("new_flow")
 FILES = ("flow.yaml", "flow.py", "requirements.txt")
 # As the template writes them: the function, and in quotes the deployment and the experiment.
-_FUNCTION = "my_flow"
-_NAME = '"my flow"'
-_TAKEN = {"flow", "mlflow", "print", "range", "steps", "rate", "position", "step"}
+_PLACEHOLDERS = re.compile(r'(?P<name>"my flow")|my_flow')
+_TAKEN = {*dir(builtins), "flow", "mlflow", "steps", "rate", "position", "step"}
+_FUNCTION_CHARACTERS = 60
 
 
 class NewFlow(BaseModel):
@@ -39,7 +41,9 @@ class NewFlow(BaseModel):
 
 def function_name(name: str) -> str:
     """Return a name for the function of a flow, as near to the folder's as Python allows."""
-    words = re.sub(r"\W+", "_", name.lower()).strip("_") or "main"
+    # NFKC is the form in which Python knows an identifier, however it is written.
+    words = re.sub(r"\W+", "_", unicodedata.normalize("NFKC", name.lower()))
+    words = words[:_FUNCTION_CHARACTERS].strip("_") or "main"
     if words in _TAKEN or keyword.iskeyword(words) or not words.isidentifier():
         words = f"flow_{words}"
     return words if words.isidentifier() else "main"
@@ -62,11 +66,11 @@ def create_flow(parent: Path, name: str) -> NewFlow:
     folder = parent.resolve() / name
     if os.path.lexists(folder):
         raise MlopsError(f"{folder}: is there already", hint="choose another name")
-    if not folder.parent.is_dir():
-        raise MlopsError(f"{folder.parent}: no such folder", hint="make it first, or set FLOW_DIR")
     if find_flow_yaml(folder.parent):
         raise MlopsError(f"{folder.parent}: is a flow itself", hint="make the new one beside it")
-    function = function_name(name)
+    if not folder.parent.is_dir():
+        raise MlopsError(f"{folder.parent}: no such folder", hint="make it first, or set FLOW_DIR")
+    function, quoted = function_name(name), json.dumps(name, ensure_ascii=False)
     try:
         # One level down, where the watcher does not take a half-written folder for a flow.
         with tempfile.TemporaryDirectory(prefix=".mlops-new-", dir=folder.parent) as aside:
@@ -74,8 +78,7 @@ def create_flow(parent: Path, name: str) -> NewFlow:
             made.mkdir()
             for file_name in FILES:
                 text = (TEMPLATE / file_name).read_text(encoding="utf-8")
-                text = text.replace(_NAME, json.dumps(name, ensure_ascii=False))
-                text = text.replace(_FUNCTION, function)
+                text = _PLACEHOLDERS.sub(lambda found: quoted if found["name"] else function, text)
                 (made / file_name).write_text(text, encoding="utf-8")
             made.rename(folder)
     except OSError as error:
@@ -89,6 +92,11 @@ def create_flow(parent: Path, name: str) -> NewFlow:
 
 def _refuse_bad_name(name: str) -> None:
     mistake = name_mistake(name)
+    if any(str(location.parent) == name for location in LOCATIONS):
+        raise MlopsError(
+            f"the name {name!r} would make one flow of the folder that it lies in",
+            hint="choose another name",
+        )
     if mistake is None and name[:1] in ".-":
         mistake = f"{name!r} starts with {name[0]!r}, and would be a hidden folder or an option"
     if mistake:

@@ -1,5 +1,7 @@
 import ast
+import builtins
 import json
+import keyword
 import threading
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 from mlops import cli
 from mlops.errors import MlopsError
 from mlops.scheduler.flow_folder import check_parameters, read
-from mlops.scheduler.template import FILES, create_flow
+from mlops.scheduler.template import FILES, TEMPLATE, create_flow, function_name
 
 
 @pytest.mark.parametrize(
@@ -22,6 +24,21 @@ from mlops.scheduler.template import FILES, create_flow
         ("mlflow", "flow-mlflow"),
         ('a"b\\c{}$x', "a-b-c-x"),
         ("🙂", "main"),
+        ("on", "on"),
+        ("No", "no"),
+        ("null", "null"),
+        ("True", "true"),
+        ("1e3", "flow-1e3"),
+        ("my_flow2", "my-flow2"),
+        ("a my_flow", "a-my-flow"),
+        ("my flow", "my-flow"),
+        ("int", "flow-int"),
+        ("Float", "flow-float"),
+        ("ﬁne ½", "fine-1-2"),
+        ("४२", "flow-४२"),
+        ("9" * 200, "flow-" + "9" * 60),
+        ("steps", "flow-steps"),
+        ("match", "match"),
     ],
 )
 def test_new_folder_is_a_good_flow(tmp_path: Path, name: str, flow: str) -> None:
@@ -40,6 +57,18 @@ def test_new_folder_is_a_good_flow(tmp_path: Path, name: str, flow: str) -> None
         and isinstance(call.args[0], ast.Constant)
     )
     assert experiment == name
+
+
+def test_function_takes_nobodys_name() -> None:
+    """Neither Python's own names nor those that the template uses become the function's."""
+    nodes = list(ast.walk(ast.parse((TEMPLATE / "flow.py").read_text())))
+    used = {node.id for node in nodes if isinstance(node, ast.Name)} - {"my_flow"}
+    used |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    taken = {*dir(builtins), *keyword.kwlist, *used}
+    for name in taken:
+        function = function_name(name)
+        assert function.isidentifier()
+        assert function not in taken
 
 
 @pytest.mark.parametrize(
@@ -63,6 +92,8 @@ def test_what_is_there_is_left_alone(tmp_path: Path) -> None:
     for name in ("folder", "file", "link"):
         with pytest.raises(MlopsError, match="is there already"):
             create_flow(tmp_path, name)
+    with pytest.raises(MlopsError, match="would make one flow of the folder"):
+        create_flow(tmp_path, "config")
     made = create_flow(tmp_path, "flow")
     with pytest.raises(MlopsError, match="is a flow itself"):
         create_flow(made.folder, "inner")
