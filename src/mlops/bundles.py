@@ -87,7 +87,7 @@ def code_folder(folder_name: str) -> str:
             on an S3 server's disk, ends in its hash instead.
     """
     name = quote(folder_name, safe=" ").replace(" ", "+")
-    if name in {"", ".", ".."}:
+    if name in {".", ".."}:
         name = f"{name}~"
     if len(name) > _NAME_CHARACTERS:
         digest = hashlib.sha256(folder_name.encode()).hexdigest()[:16]

@@ -12,7 +12,7 @@ def test_prefix_names_the_hash() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["a b", "ü", "..", "x" * 300, "é" * 127, "$(touch x)", "<b>", "a%20b", "~", ""]
+    "name", ["a b", "ü", "..", "x" * 300, "é" * 127, "$(touch x)", "<b>", "a%20b", "~"]
 )
 def test_any_folder_name_makes_a_prefix_of_its_own(name: str) -> None:
     """Any name becomes one part of a key, short enough for a file's name, in plain characters."""

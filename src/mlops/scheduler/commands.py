@@ -33,7 +33,15 @@ def _folders(paths: list[Path] | None) -> list[Path]:
 
     if not paths:
         paths = [FlowDirSettings.from_environment().flow_dir]
-    return [folder for path in paths for folder in find_flow_folders(path)]
+    folders: list[Path] = []
+    for path in paths:
+        found = find_flow_folders(path)
+        if not found:
+            raise MlopsError(
+                f"{path}: no flow here", hint="a flow folder holds flow.yaml or config/flow.yaml"
+            )
+        folders += found
+    return folders
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""What lies in a folder of flow folders just now, as far as it takes to notice a change."""
+"""Flow folders as they are just now, as far as it takes to notice a change."""
 
 import os
 from collections import defaultdict
@@ -25,24 +25,6 @@ def identity(folder: Path) -> Identity | None:
     return Identity(found.st_dev, found.st_ino)
 
 
-def flow_folders(root: Path) -> set[Path]:
-    """Return the flow folder `root`, or those in it; none if it cannot be read just now."""
-    try:
-        if find_flow_yaml(root):
-            return {root}
-        children = list(root.iterdir())
-    except OSError:
-        return set()
-    return {child for child in children if _may_be_flow(child)}
-
-
-def _may_be_flow(folder: Path) -> bool:
-    try:
-        return find_flow_yaml(folder) is not None
-    except OSError:  # its registration says what is wrong
-        return True
-
-
 def touched(folders: set[Path], paths: set[str]) -> set[Path]:
     """Return the folders that paths lie in, as these may go through a link or around it."""
     places = defaultdict(set)
@@ -58,6 +40,6 @@ def state(folder: Path) -> int:
     try:
         flow_yaml = find_flow_yaml(folder)  # which need not be part of the code
         written = flow_yaml.stat().st_mtime_ns if flow_yaml else 0
-    except OSError as error:  # which its registration reports
-        return hash(str(error))
-    return hash((written, flow_files.state(folder)))
+        return hash((written, flow_files.state(folder)))
+    except Exception as error:  # noqa: BLE001  # whatever it is, its registration reports it
+        return hash(repr(error))

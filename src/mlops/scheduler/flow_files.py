@@ -7,7 +7,8 @@ from collections.abc import Hashable, Iterator, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-import pathspec
+from pathspec import GitIgnoreSpec
+from pathspec.patterns.gitignore.spec import GitIgnoreSpecPattern
 
 from mlops.bundles import MANIFEST_NAME, BundleFile, EnvironmentNeeds, Manifest, prefix_of
 from mlops.errors import MlopsError
@@ -95,7 +96,7 @@ def snapshot(folder: Path) -> Mapping[str, FileState]:
                 found.st_mtime_ns,
                 found.st_ctime_ns,
             )
-            for path in _walk(folder, _ignored(folder))
+            for path in _walk(folder, _read_patterns(folder))
             for found in (path.stat(),)
         }
     except OSError as error:
@@ -120,7 +121,7 @@ def read_folder(folder: Path, needs: EnvironmentNeeds) -> Bundle:
     files: list[BundleFile] = []
     md5: dict[str, str] = {}
     try:
-        for path in _walk(folder, _ignored(folder)):
+        for path in _walk(folder, _read_patterns(folder)):
             name = path.relative_to(folder).as_posix()
             _refuse_name(folder, name)
             sha256, weak, size = hashlib.sha256(), _md5(), 0
@@ -162,13 +163,13 @@ def _md5() -> "hashlib._Hash":
     return hashlib.md5(usedforsecurity=False)  # what S3 servers show of a whole object
 
 
-def _walk(folder: Path, ignored: pathspec.GitIgnoreSpec) -> Iterator[Path]:
+def _walk(folder: Path, ignored: GitIgnoreSpec) -> Iterator[Path]:
     """Yield the files that belong to a folder's bundle, not descending into what is ignored."""
     for entry in sorted(folder.iterdir()):
         yield from _walk_entry(folder, entry, ignored)
 
 
-def _walk_entry(root: Path, entry: Path, ignored: pathspec.GitIgnoreSpec) -> Iterator[Path]:
+def _walk_entry(root: Path, entry: Path, ignored: GitIgnoreSpec) -> Iterator[Path]:
     relative = entry.relative_to(root).as_posix()
     is_folder = entry.is_dir()
     if ignored.match_file(f"{relative}/" if is_folder else relative):
@@ -190,7 +191,24 @@ def _walk_entry(root: Path, entry: Path, ignored: pathspec.GitIgnoreSpec) -> Ite
         )
 
 
-def _ignored(folder: Path) -> pathspec.GitIgnoreSpec:
-    ignore_file = folder / IGNORE_FILE_NAME
-    lines = ignore_file.read_text().splitlines() if ignore_file.is_file() else []
-    return pathspec.GitIgnoreSpec.from_lines([*EXCLUSIONS, *lines])
+def _read_patterns(folder: Path) -> GitIgnoreSpec:
+    """Return what leaves files out: our own patterns, and one for each line of .prefectignore."""
+    path = folder / IGNORE_FILE_NAME
+    raw = path.read_bytes() if path.is_file() else b""
+    try:
+        lines = raw.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        number = raw[: error.start].count(b"\n") + 1
+        raise MlopsError(
+            f"{path}: line {number}: not UTF-8 text", hint="save the file as UTF-8"
+        ) from error
+    patterns = [GitIgnoreSpecPattern(exclusion) for exclusion in EXCLUSIONS]
+    for number, line in enumerate(lines, 1):
+        try:
+            patterns.append(GitIgnoreSpecPattern(line))
+        except (ValueError, re.error) as error:  # the second from the expression that it becomes
+            raise MlopsError(
+                f"{path}: line {number}: {line!r} is not a pattern",
+                hint="write it as in .gitignore, or take the line out",
+            ) from error
+    return GitIgnoreSpec(patterns)

@@ -1,5 +1,6 @@
 """A flow folder, read and checked without any server."""
 
+import os
 import time
 from collections.abc import Hashable, Iterable, Mapping
 from pathlib import Path
@@ -66,15 +67,12 @@ def check(folder: Path) -> CheckedFlow:
     """
     spec = read_spec(folder)
     section = spec.content.deployment
-    wrong: list[str] = []
     try:
         function = read_function(spec.folder, section.flow_py_name, section.flow_name)
     except MlopsError as error:
         raise FlowYamlError(spec.path, [error.message]) from error
     if mistake := name_mistake(function.flow_name):
-        wrong.append(f"deployment.flow_name: the flow's name {mistake}")
-    if wrong:
-        raise FlowYamlError(spec.path, wrong)
+        raise FlowYamlError(spec.path, [f"deployment.flow_name: the flow's name {mistake}"])
     return CheckedFlow(spec=spec, function=function)
 
 
@@ -155,6 +153,7 @@ def read(folder: Path) -> ReadFlow:
         FolderChangedError: It changes all the time.
         MlopsError: Something in it cannot be read or cannot be part of a bundle.
     """
+    _refuse_place(folder)
     for _ in range(READ_ATTEMPTS):
         state = _rest(folder)
         try:
@@ -168,6 +167,21 @@ def read(folder: Path) -> ReadFlow:
             if flow_state(folder) == state:
                 return ReadFlow(checked, bundle, state)
     raise _restless(folder)
+
+
+def _refuse_place(folder: Path) -> None:
+    """Make sure that a folder has a name for S3, and a path that Prefect can be told."""
+    path = os.path.abspath(folder)  # noqa: PTH100  # pathlib keeps ".."
+    if not Path(path).name:
+        raise MlopsError(
+            f"{path}: is the whole file system", hint="move the flow to a folder of its own"
+        )
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise MlopsError(
+            f"{path!r}: the folder's path is not UTF-8", hint="rename the folder"
+        ) from None
 
 
 def _rest(folder: Path) -> Hashable:

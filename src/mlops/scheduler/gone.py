@@ -4,7 +4,6 @@ import stat
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from mlops.errors import MlopsError
 from mlops.prefect_api import PrefectApi
 from mlops.scheduler import flow_folder
 from mlops.scheduler.deployments import Deployment, read_all
@@ -56,12 +55,12 @@ def find_gone(api: PrefectApi, scheduler: str, root: Path) -> list[GoneDeploymen
             continue
         if not source.is_below(root):
             continue
-        if reason := _reason(source.folder, name):
+        if reason := why_gone(source.folder, name):
             found.append(GoneDeployment(name, deployment, reason))
     return sorted(found, key=lambda gone: gone.name)
 
 
-def _reason(folder: Path, name: str) -> str:
+def why_gone(folder: Path, name: str) -> str:
     """Return why a folder is not that deployment's any more; empty if it still is.
 
     Whatever cannot be read just now counts as still there.
@@ -74,7 +73,7 @@ def _reason(folder: Path, name: str) -> str:
         current = flow_folder.check(folder).name
     except (FileNotFoundError, NotADirectoryError):
         return f"{folder} is gone"
-    except (OSError, MlopsError, RecursionError):  # the last by what is nested absurdly deep
+    except Exception:  # noqa: BLE001  # its registration says what is wrong with it
         return ""
     return "" if current == name else f"{folder} is now {current}"
 

@@ -20,6 +20,7 @@ from mlops.scheduler import flow_dir
 from mlops.scheduler.flow_dir import Identity
 from mlops.scheduler.gone import find_gone, pause
 from mlops.scheduler.register import Refusal, Registrar, Registration
+from mlops.scheduler.spec import find_flow_folders
 from mlops.scheduler.watched_folder import NEVER, Pace, WatchedFolder
 from mlops.settings import SchedulerSettings
 from mlops.storage import ObjectStore, Progress
@@ -60,13 +61,14 @@ class Reconciler:
         self._outage: _Outage | None = None
         self._warned: set[str] = set()
         self._going_through: Counter[str] | None = Counter()  # the outcomes, to sum them up
-        self._was_there = True
+        self._root_trouble = ""  # why the folders cannot be listed
         self._trusted: Identity | None = None  # the root in which flow folders were seen
 
     @property
     def is_well(self) -> bool:
         """Whether the folders are there and all of them were gone through with the servers."""
-        return self._was_there and self._outage is None and self._going_through is None
+        is_through = self._outage is None and self._going_through is None
+        return is_through and not self._root_trouble
 
     def follow(self, changed: Iterable[str]) -> None:
         """Look at what changed, and do what is due.
@@ -104,15 +106,17 @@ class Reconciler:
             self._try_refused_again()
 
     def _list(self, now: float) -> set[Path]:
-        found = flow_dir.flow_folders(self._root)
-        identity = flow_dir.identity(self._root)
-        is_there = identity is not None
-        if is_there != self._was_there:
-            self._was_there = is_there
-            if is_there:
-                logger.info("%s is there", self._root)
+        try:
+            found, trouble = set(find_flow_folders(self._root)), ""
+        except MlopsError as error:
+            found, trouble = set(), error.message
+        if trouble != self._root_trouble:
+            self._root_trouble = trouble
+            if trouble:
+                logger.error("%s; waiting for it (check FLOW_DIR)", trouble)
             else:
-                logger.error("%s: no such folder; waiting for it (check FLOW_DIR)", self._root)
+                logger.info("%s is there", self._root)
+        identity = flow_dir.identity(self._root)
         if found and identity != self._trusted:
             self._trusted = identity
             self._look_for_gone(now + self._pace.settled)

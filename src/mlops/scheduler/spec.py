@@ -19,6 +19,7 @@ from mlops.scheduler.schedule import (
 from mlops.scheduler.spec_mistakes import explain
 
 LOCATIONS = (Path("config/flow.yaml"), Path("flow.yaml"))
+LOST_AND_FOUND = "lost+found"  # at the top of a file system, for root alone
 
 
 class FlowSpec(BaseModel):
@@ -42,26 +43,48 @@ class FlowYamlError(MlopsError):
 
 
 def find_flow_yaml(folder: Path) -> Path | None:
-    """Return `<folder>/config/flow.yaml` or `<folder>/flow.yaml`, whichever is there."""
-    return next((folder / name for name in LOCATIONS if (folder / name).is_file()), None)
+    """Return `<folder>/config/flow.yaml` or `<folder>/flow.yaml`, whichever is there.
+
+    Raises:
+        MlopsError: The folder cannot be read.
+    """
+    try:
+        return next((folder / name for name in LOCATIONS if (folder / name).is_file()), None)
+    except OSError as error:
+        raise _unreadable(folder, error) from error
 
 
 def find_flow_folders(path: Path) -> list[Path]:
-    """Return the flow folders that a path means: itself, or the folders in it.
+    """Return the flow folders that a path means: itself, or those in it, sorted.
+
+    One that cannot be read may be one, and counts: what reads it says what is wrong.
 
     Raises:
-        MlopsError: There is none.
+        MlopsError: The path is no folder, or cannot be read.
     """
-    if not path.is_dir():
-        raise MlopsError(f"{path}: no such folder")
-    if find_flow_yaml(path):
-        return [path]
-    folders = [child for child in sorted(path.iterdir()) if find_flow_yaml(child)]
-    if not folders:
-        raise MlopsError(
-            f"{path}: no flow here", hint="a flow folder holds flow.yaml or config/flow.yaml"
-        )
-    return folders
+    try:
+        if not path.is_dir():
+            raise MlopsError(f"{path}: no such folder")
+        if find_flow_yaml(path):
+            return [path]
+        children = sorted(path.iterdir())
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    return [child for child in children if _may_be_flow(child)]
+
+
+def _may_be_flow(folder: Path) -> bool:
+    try:
+        return find_flow_yaml(folder) is not None
+    except MlopsError:
+        return folder.name != LOST_AND_FOUND
+
+
+def _unreadable(folder: Path, error: OSError) -> MlopsError:
+    return MlopsError(
+        f"{folder}: cannot be read: {error.strerror}",
+        hint="give the user that mlops runs as the right to read it, or move it elsewhere",
+    )
 
 
 def read_spec(folder: Path) -> FlowSpec:

@@ -5,9 +5,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from mlops.errors import MlopsError
-from mlops.scheduler import flow_folder
 from mlops.scheduler.deployments import Deployment
 from mlops.scheduler.flow_folder import ReadFlow
+from mlops.scheduler.gone import why_gone
 
 
 class TwinError(MlopsError):
@@ -25,7 +25,7 @@ def refuse_twin(
 ) -> None:
     """Make sure that no other folder is the same deployment.
 
-    Where one of them is registered already, that one stays.
+    Where one of them is registered already, that one stays, also when it cannot be read just now.
 
     Args:
         flow: What is to be registered.
@@ -41,7 +41,7 @@ def refuse_twin(
     if owner is not None and owner.scheduler == scheduler:
         if is_same(owner.folder, folder):
             return
-        if _is_deployment(owner.folder, name):
+        if not why_gone(owner.folder, name):
             raise TwinError(owner.folder, folder, name)
     for other in flows:
         if other.checked.name == name and not is_same(other.bundle.folder, folder):
@@ -51,10 +51,3 @@ def refuse_twin(
 def is_same(one: Path, other: Path) -> bool:
     """Return whether two paths lead to the same place."""
     return one == other or os.path.realpath(one) == os.path.realpath(other)
-
-
-def _is_deployment(folder: Path, name: str) -> bool:
-    try:
-        return flow_folder.check(folder).name == name
-    except MlopsError:
-        return False

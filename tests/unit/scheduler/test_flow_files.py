@@ -4,7 +4,7 @@ import pytest
 
 from mlops.bundles import EnvironmentNeeds
 from mlops.errors import MlopsError
-from mlops.scheduler.flow_files import read_folder
+from mlops.scheduler.flow_files import read_folder, state
 
 NONE = EnvironmentNeeds()
 
@@ -52,6 +52,37 @@ def test_prefectignore_is_honoured(folder: Path) -> None:
     (folder / ".prefectignore").write_text("*.sh\n!keep.sh\n")
     (folder / "keep.sh").write_text("")
     assert paths(folder) == [".prefectignore", "flow.py", "keep.sh"]
+
+
+def test_prefectignore_may_begin_with_a_mark(folder: Path) -> None:
+    """The byte order mark that Windows' editors write is no part of the first pattern."""
+    (folder / ".prefectignore").write_bytes(b"\xef\xbb\xbf*.sh\r\n")
+    assert paths(folder) == [".prefectignore", "flow.py"]
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        ("data/\n".encode("utf-16"), "line 1: not UTF-8"),
+        (b"data/\n\nd\xe9j\xe0 vu/\n", "line 3: not UTF-8"),
+        (b"# what is no code\n\n!\n", "line 3: '!' is not a pattern"),
+        (b"\\\n", r"line 1: '\\' is not a pattern"),
+        (b"data\n**\\\n", r"line 2: '**\\' is not a pattern"),
+        (b"[z-a]\n", "line 1: '[z-a]' is not a pattern"),
+    ],
+)
+def test_prefectignore_with_a_mistake_is_refused(
+    folder: Path, content: bytes, expected: str
+) -> None:
+    """The file and the line are named, with the mend; the folder's state is that mistake."""
+    (folder / ".prefectignore").write_bytes(content)
+    with pytest.raises(MlopsError) as caught:
+        read_folder(folder, NONE)
+    assert caught.value.message.startswith(f"{folder / '.prefectignore'}: {expected}")
+    assert caught.value.hint
+    broken = state(folder)
+    (folder / ".prefectignore").unlink()
+    assert state(folder) != broken
 
 
 def test_link_to_a_file_is_its_content(folder: Path) -> None:

@@ -1,5 +1,6 @@
-"""Reading flow folders while somebody writes to them."""
+"""Reading flow folders, also while somebody writes to them."""
 
+import os
 import random
 import threading
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from mlops.errors import MlopsError
 from mlops.scheduler import flow_folder
 from mlops.scheduler.flow_files import FolderChangedError
 
@@ -104,3 +106,21 @@ def test_time_of_another_machine_is_no_write(
     began = time.monotonic()
     flow_folder.read(tmp_path)
     assert time.monotonic() - began < flow_folder.REST_LIMIT_SECONDS
+
+
+def test_folder_at_the_top_of_the_file_system_is_refused() -> None:
+    """The whole machine is no flow, whatever lies there."""
+    with pytest.raises(MlopsError, match="/: is the whole file system"):
+        flow_folder.read(Path("/"))
+
+
+@pytest.mark.parametrize("place", [b"caf\xe9", b"caf\xe9/flow"])
+def test_folder_whose_path_is_not_utf8_is_refused(tmp_path: Path, place: bytes) -> None:
+    """Neither S3 nor Prefect can be told of it; the folder is named, in text that prints."""
+    folder = Path(os.fsdecode(os.fsencode(tmp_path) + b"/" + place))
+    folder.mkdir(parents=True)
+    write_generation(folder, 0)
+    with pytest.raises(MlopsError, match="the folder's path is not UTF-8") as caught:
+        flow_folder.read(folder)
+    assert "caf\\udce9" in str(caught.value)
+    assert caught.value.hint == "rename the folder"

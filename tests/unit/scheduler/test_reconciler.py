@@ -12,6 +12,8 @@ from uuid import UUID
 import psutil
 import pytest
 from gate import Gate
+from ordinary_rights import ordinary_rights
+from pathspec import GitIgnoreSpec
 from s3_server import ACCESS_KEY, SECRET_KEY
 
 from mlops import __version__
@@ -138,3 +140,62 @@ def test_object_store_that_is_away_is_named_and_waited_for(
         assert reconciler.is_well
     gate.close()
     assert "1 repaired" in told(caplog, "caught up after")[0].getMessage()
+
+
+def test_folder_with_which_anything_is_wrong_stops_no_other(
+    tmp_path: Path,
+    s3_url: str,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What nobody foresaw is logged once with its traceback; the folder is tried on a change."""
+    match_file = GitIgnoreSpec.match_file
+
+    def failing(spec: GitIgnoreSpec, name: str) -> bool:
+        """Fail as no library does that is known."""
+        if name == "cursed":
+            raise RuntimeError(name)
+        return match_file(spec, name)
+
+    monkeypatch.setattr(GitIgnoreSpec, "match_file", failing)
+    (write_flow(tmp_path / "a", "colour: red") / "cursed").touch()
+    (write_flow(tmp_path / "b") / ".prefectignore").write_text("!\n")
+    write_flow(tmp_path / "c").chmod(0)
+    write_flow(tmp_path / "d", "colour: red")
+    with prefect_with() as prefect, ordinary_rights():
+        reconciler = Reconciler(settings_for(prefect, s3_url), tmp_path, HASTY)
+        for _ in range(3):
+            reconciler.follow([])
+        assert reconciler.is_well
+        (failure,) = told(caplog, f"{tmp_path / 'a'}: not registered, and tried again")
+        assert failure.exc_info
+        for line in (
+            f"{tmp_path / 'b' / '.prefectignore'}: line 1: '!' is not a pattern",
+            f"{tmp_path / 'c'}: cannot be read: Permission denied",
+            f"{tmp_path / 'd' / 'flow.yaml'}: colour: unknown key",
+        ):
+            (refusal,) = told(caplog, line)
+            assert not refusal.exc_info
+        (tmp_path / "a" / "cursed").unlink()
+        reconciler.follow([])
+        assert told(caplog, f"{tmp_path / 'a' / 'flow.yaml'}: colour: unknown key")
+    (tmp_path / "c").chmod(0o755)
+
+
+def test_root_that_cannot_be_listed_is_told_and_waited_for(
+    tmp_path: Path, s3_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A lack of rights is named, not taken for a folder without flows."""
+    caplog.set_level(logging.INFO)
+    root = tmp_path / "flows"
+    root.mkdir(mode=0)
+    with prefect_with() as prefect, ordinary_rights():
+        reconciler = Reconciler(settings_for(prefect, s3_url), root, HASTY)
+        for _ in range(2):
+            reconciler.follow([])
+            assert not reconciler.is_well
+        assert len(told(caplog, f"{root}: cannot be read: Permission denied; waiting for it")) == 1
+        root.chmod(0o755)
+        reconciler.follow([])
+        assert reconciler.is_well
+    assert told(caplog, f"{root} is there")

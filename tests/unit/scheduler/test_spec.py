@@ -1,7 +1,9 @@
 from pathlib import Path
 
 import pytest
+from ordinary_rights import ordinary_rights
 
+from mlops.errors import MlopsError
 from mlops.scheduler.schedule import CronSchedule, IntervalSchedule, RruleSchedule
 from mlops.scheduler.spec import FlowYamlError, find_flow_folders, read_spec
 
@@ -202,3 +204,22 @@ def test_folder_of_flows_is_searched_one_level_deep(tmp_path: Path) -> None:
     (tmp_path / "notes").mkdir()
     assert find_flow_folders(tmp_path) == [one, two]
     assert find_flow_folders(two) == [two]
+    assert find_flow_folders(tmp_path / "notes") == []
+    with pytest.raises(MlopsError, match="no such folder"):
+        find_flow_folders(tmp_path / "gone")
+
+
+def test_folder_that_cannot_be_read_is_left_to_who_reads_it(tmp_path: Path) -> None:
+    """It may be a flow and is listed with the others, unless it belongs to the file system."""
+    one = write_flow(tmp_path / "one", DEPLOYMENT)
+    locked = write_flow(tmp_path / "locked", DEPLOYMENT)
+    (tmp_path / "lost+found").mkdir()
+    for path in (locked, tmp_path / "lost+found"):
+        path.chmod(0)
+    with ordinary_rights():
+        assert find_flow_folders(tmp_path) == [locked, one]
+        for unreadable in (read_spec, find_flow_folders):
+            with pytest.raises(MlopsError, match=f"{locked}: cannot be read: Permission") as caught:
+                unreadable(locked)
+            assert "the right to read it" in caught.value.hint
+    locked.chmod(0o755)
