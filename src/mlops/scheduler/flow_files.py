@@ -4,7 +4,7 @@ import hashlib
 import re
 import stat
 from collections.abc import Hashable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
 from pathspec import GitIgnoreSpec
@@ -189,6 +189,30 @@ def _walk_entry(root: Path, entry: Path, ignored: GitIgnoreSpec) -> Iterator[Pat
         raise MlopsError(
             f"{entry}: is {kind}", hint=f"remove it, or list it in {root / IGNORE_FILE_NAME}"
         )
+
+
+def left_out_by(folder: Path, name: str) -> str:
+    """Say what leaves a file out of a folder's bundle, and the mend; empty: nothing does.
+
+    Args:
+        folder: The flow folder.
+        name: The file's path in it.
+
+    Raises:
+        MlopsError: .prefectignore cannot be read.
+    """
+    ignored = _read_patterns(folder)
+    path = PurePosixPath(name)
+    for part in (*(f"{parent}/" for parent in reversed(path.parents[:-1])), name):
+        found = ignored.check_file(part)
+        if not found.include or found.index is None:
+            continue
+        pattern = ignored.patterns[found.index].pattern
+        if found.index < len(EXCLUSIONS):
+            return f"{pattern!r} is never uploaded; move the file elsewhere"
+        line = found.index - len(EXCLUSIONS) + 1
+        return f"{folder / IGNORE_FILE_NAME}: line {line}, {pattern!r}, leaves it out; change that"
+    return ""
 
 
 def _read_patterns(folder: Path) -> GitIgnoreSpec:

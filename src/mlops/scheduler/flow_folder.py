@@ -14,7 +14,13 @@ from mlops.scheduler.entrypoint import (
     read_function,
     read_parameter_schema,
 )
-from mlops.scheduler.flow_files import Bundle, FolderChangedError, read_folder, snapshot
+from mlops.scheduler.flow_files import (
+    Bundle,
+    FolderChangedError,
+    left_out_by,
+    read_folder,
+    snapshot,
+)
 from mlops.scheduler.flow_files import state as flow_state
 from mlops.scheduler.names import name_mistake
 from mlops.scheduler.parameters import mistakes, unset_required
@@ -221,4 +227,29 @@ def _read_once(folder: Path) -> tuple[CheckedFlow, Bundle]:
         gpus=content.gpus,
         warm=content.warm,
     )
-    return checked, read_folder(checked.spec.folder, needs)
+    bundle = read_folder(checked.spec.folder, needs)
+    _refuse_incomplete(checked.spec, bundle)
+    return checked, bundle
+
+
+def _refuse_incomplete(spec: FlowSpec, bundle: Bundle) -> None:
+    """Make sure that the files without which no run begins are in the bundle.
+
+    Raises:
+        FlowYamlError: One is left out.
+    """
+    files = {file.path for file in bundle.manifest.files}
+    needed = {"deployment.flow_py_name": spec.content.deployment.flow_py_name}
+    requirements = bundle.manifest.needs.requirements
+    # These two win over a file that is not named.
+    is_project = {"pyproject.toml", "uv.lock"} <= files
+    if requirements and ("requirements" in spec.content.model_fields_set or not is_project):
+        needed["requirements"] = requirements
+    wrong = []
+    for key, written in needed.items():
+        name = os.path.normpath(written)
+        if name not in files:
+            reason = left_out_by(spec.folder, name) or "is not among the folder's files"
+            wrong.append(f"{key}: {written} is not part of the code: {reason}")
+    if wrong:
+        raise FlowYamlError(spec.path, wrong)

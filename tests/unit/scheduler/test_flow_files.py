@@ -4,7 +4,7 @@ import pytest
 
 from mlops.bundles import EnvironmentNeeds
 from mlops.errors import MlopsError
-from mlops.scheduler.flow_files import read_folder, state
+from mlops.scheduler.flow_files import left_out_by, read_folder, state
 
 NONE = EnvironmentNeeds()
 
@@ -83,6 +83,26 @@ def test_prefectignore_with_a_mistake_is_refused(
     broken = state(folder)
     (folder / ".prefectignore").unlink()
     assert state(folder) != broken
+
+
+@pytest.mark.parametrize(
+    ("patterns", "name", "expected"),
+    [
+        ("", "flow.py", ""),
+        ("*.py\n!flow.py\n", "flow.py", ""),
+        ("# all\n\n*.py\n", "flow.py", "line 3, '*.py', leaves it out"),
+        ("pkg\n", "pkg/flow.py", "line 1, 'pkg', leaves it out"),
+        ("!.venv/lib\n", ".venv/lib/flow.py", "'.venv/' is never uploaded; move the file"),
+    ],
+)
+def test_pattern_that_leaves_a_file_out_is_told(
+    folder: Path, patterns: str, name: str, expected: str
+) -> None:
+    """The last one that fits the file or a folder on its way counts, as in git."""
+    (folder / ".prefectignore").write_text(patterns)
+    told = left_out_by(folder, name)
+    assert expected in told
+    assert bool(told) == bool(expected)
 
 
 def test_link_to_a_file_is_its_content(folder: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 from mlops.errors import MlopsError
 from mlops.scheduler import flow_folder
 from mlops.scheduler.flow_files import FolderChangedError
+from mlops.scheduler.spec import FlowYamlError
 
 PARTS = 6
 FLOW_YAML = """\
@@ -106,6 +107,47 @@ def test_time_of_another_machine_is_no_write(
     began = time.monotonic()
     flow_folder.read(tmp_path)
     assert time.monotonic() - began < flow_folder.REST_LIMIT_SECONDS
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        ("*.py\n", "deployment.flow_py_name: flow.py is not part of the code: {}: line 1, '*.py',"),
+        ("# none\n**\n", "deployment.flow_py_name: flow.py is not part of the code: {}: line 2"),
+        ("*.txt\n", "requirements: requirements.txt is not part of the code: {}: line 1, '*.txt',"),
+    ],
+)
+def test_code_without_what_a_run_begins_with_is_refused(
+    tmp_path: Path, patterns: str, expected: str
+) -> None:
+    """The file is named that is left out, with the line that does it."""
+    write_generation(tmp_path, 0)
+    (tmp_path / "requirements.txt").touch()
+    (tmp_path / ".prefectignore").write_text(patterns)
+    with pytest.raises(FlowYamlError) as caught:
+        flow_folder.read(tmp_path)
+    assert expected.format(tmp_path / ".prefectignore") in str(caught.value)
+
+
+def test_flow_in_a_place_that_is_never_uploaded_is_refused(tmp_path: Path) -> None:
+    """What the platform itself leaves out is named too."""
+    write_generation(tmp_path, 0)
+    (tmp_path / ".venv").mkdir()
+    (tmp_path / "flow.py").rename(tmp_path / ".venv" / "flow.py")
+    (tmp_path / "flow.yaml").write_text(FLOW_YAML.replace("flow.py", ".venv/flow.py"))
+    with pytest.raises(FlowYamlError, match=r"'\.venv/' is never uploaded; move the"):
+        flow_folder.read(tmp_path)
+
+
+def test_flow_and_requirements_are_found_however_they_are_written(tmp_path: Path) -> None:
+    """Dots in a path make no difference; what uv.lock makes superfluous may be left out."""
+    write_generation(tmp_path, 0)
+    (tmp_path / "flow.yaml").write_text(FLOW_YAML.replace("flow.py", "./src/../flow.py"))
+    (tmp_path / ".prefectignore").write_text("requirements.txt\n")
+    (tmp_path / "src").mkdir()
+    for name in ("requirements.txt", "pyproject.toml", "uv.lock"):
+        (tmp_path / name).touch()
+    flow_folder.read(tmp_path)
 
 
 def test_folder_at_the_top_of_the_file_system_is_refused() -> None:
