@@ -25,7 +25,7 @@ from mlops.scheduler.flow_files import state as flow_state
 from mlops.scheduler.names import name_mistake
 from mlops.scheduler.parameters import mistakes, unset_required
 from mlops.scheduler.schedule import concerns
-from mlops.scheduler.spec import FlowSpec, FlowYamlError, read_spec
+from mlops.scheduler.spec import FlowSpec, FlowYamlError, overlooked, read_spec
 
 READ_ATTEMPTS = 5
 # Without a write, before a folder is read: what comes in one go is not taken for all of it.
@@ -135,9 +135,10 @@ def unset_parameters(checked: CheckedFlow, schema: Mapping[str, Any]) -> list[st
 def warnings(checked: CheckedFlow) -> list[str]:
     """Return what is likely not meant, though it is allowed."""
     spec = checked.spec
-    if spec.schedule is None:
-        return []
-    return [f"{spec.path}: scheduler: {concern}" for concern in concerns(spec.schedule)]
+    found = overlooked(spec.folder, spec.path)
+    if spec.schedule is not None:
+        found += [f"scheduler: {concern}" for concern in concerns(spec.schedule)]
+    return [f"{spec.path}: {each}" for each in found]
 
 
 def large_files(files: Iterable[BundleFile], folder: Path) -> list[str]:

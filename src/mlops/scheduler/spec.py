@@ -87,6 +87,26 @@ def _unreadable(folder: Path, error: OSError) -> MlopsError:
     )
 
 
+def overlooked(folder: Path, flow_yaml: Path) -> list[str]:
+    """Say which other flow.yaml files are not looked at because a folder's own is there.
+
+    Args:
+        folder: The flow folder.
+        flow_yaml: What `find_flow_yaml` returns of it.
+    """
+    own = {folder / location for location in LOCATIONS}
+    found = [
+        f"counts, and {other} does not; remove the one that is not meant"
+        for other in own - {flow_yaml}
+        if other.is_file()
+    ]
+    inner = {path for location in LOCATIONS for path in folder.glob(f"*/{location}")} - own
+    if inner:
+        names = ", ".join(sorted(str(path.relative_to(folder)) for path in inner))
+        found.append(f"makes one flow of the whole folder; these are not flows then: {names}")
+    return found
+
+
 def read_spec(folder: Path) -> FlowSpec:
     """Read and check the flow.yaml of a flow folder.
 
@@ -111,7 +131,7 @@ def read_spec(folder: Path) -> FlowSpec:
         mistakes += _missing_files(folder, content)
     mistakes = [*document.mistakes, *_without_consequences(mistakes, document.mistakes)]
     if content is None or mistakes:
-        raise FlowYamlError(path, mistakes)
+        raise FlowYamlError(path, [*mistakes, *overlooked(folder, path)])
     return FlowSpec(folder=folder, path=path, content=content, schedule=schedule)
 
 

@@ -1,3 +1,4 @@
+import json
 import os
 from pathlib import Path
 
@@ -47,3 +48,18 @@ def test_check_says_where_no_flow_is(tmp_path: Path, capsys: pytest.CaptureFixtu
         ):
             assert cli.run(["flows", "check", str(tmp_path / name)]) == 1
             assert f"mlops: {tmp_path / name}: {told}" in capsys.readouterr().err
+
+
+def test_check_warns_of_flows_that_another_hides(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A flow.yaml that was put into FLOW_DIR itself is told, with what it hides."""
+    inner = create_flow(tmp_path, "inner")
+    for file in inner.files:
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    assert cli.run(["flows", "check", str(tmp_path), "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    assert row["folder"] == str(tmp_path)
+    (warning,) = row["warnings"]
+    assert warning.startswith(f"{tmp_path / 'flow.yaml'}: makes one flow of the whole folder")
+    assert warning.endswith("these are not flows then: inner/flow.yaml")

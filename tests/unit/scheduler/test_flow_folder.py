@@ -2,6 +2,7 @@
 
 import os
 import random
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -166,3 +167,22 @@ def test_folder_whose_path_is_not_utf8_is_refused(tmp_path: Path, place: bytes) 
         flow_folder.read(folder)
     assert "caf\\udce9" in str(caught.value)
     assert caught.value.hint == "rename the folder"
+
+
+def test_flow_yaml_that_does_not_count_is_told(tmp_path: Path) -> None:
+    """Of two in one folder the other is named, and those below, also when there are mistakes."""
+    write_generation(tmp_path, 0)
+    assert flow_folder.warnings(flow_folder.check(tmp_path)) == []
+    for place in ("config", "b", "a/config", "deep/er"):
+        (tmp_path / place).mkdir(parents=True)
+        shutil.copy(tmp_path / "flow.yaml", tmp_path / place)
+    top, counts = tmp_path / "flow.yaml", tmp_path / "config" / "flow.yaml"
+    inner = "a/config/flow.yaml, b/flow.yaml"
+    both, hidden = flow_folder.warnings(flow_folder.check(tmp_path))
+    assert both == f"{counts}: counts, and {top} does not; remove the one that is not meant"
+    assert hidden.startswith(f"{counts}: makes one flow of the whole folder;")
+    assert hidden.endswith(f" these are not flows then: {inner}")
+    (tmp_path / "flow.py").unlink()
+    with pytest.raises(FlowYamlError) as caught:
+        flow_folder.check(tmp_path)
+    assert [both, hidden] == str(caught.value).splitlines()[-2:]
