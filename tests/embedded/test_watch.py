@@ -289,6 +289,26 @@ def test_what_happened_while_a_server_was_away_is_done_when_it_is_back(
     assert watcher.count("until it works") == begun + 1
 
 
+def test_edited_parameters_are_told_each_time_that_they_are_overwritten(
+    servers: Servers, watcher: Watcher, flow_dir: Path, prefect_gate: Gate
+) -> None:
+    """So it is when the scheduler catches up, and the same edit comes again."""
+    write_flow(flow_dir / "edited", "pass", signature="n: int = 1", more="parameters: {n: 4}")
+    wait_until_registered(servers, "edited")
+    deployment = f"/deployments/{servers.deployment('edited')['id']}"
+    for times in (1, 2):
+        servers.prefect.patch(deployment, json={"parameters": {"n": 7}}).raise_for_status()
+        caught_up = watcher.count("caught up")
+        outages = watcher.count("until it works")
+        prefect_gate.close()
+        write_flow(flow_dir / f"edited-{times}", "pass")  # which makes it ask for the server
+        wait_for(lambda: watcher.count("until it works") > outages, LIMIT_SECONDS)  # noqa: B023
+        prefect_gate.open()
+        wait_for(lambda: watcher.count("caught up") > caught_up, LIMIT_SECONDS)  # noqa: B023
+        assert servers.deployment("edited")["parameters"] == {"n": 4}
+        assert watcher.count("WARNING", "parameter n: 7 is overwritten by 4") == times
+
+
 def test_restarted_scheduler_finds_what_changed_meanwhile(
     servers: Servers, watcher: Watcher, flow_dir: Path
 ) -> None:

@@ -199,6 +199,8 @@ class Reconciler:
         folder.finish(outcome.name)
         self._count(outcome.action)
         if outcome.action != "unchanged":
+            # What is overwritten now may be edited, and overwritten, once more.
+            self._warned.difference_update(outcome.warnings)
             logger.info("%s: %s (%s)", outcome.name, outcome.action, outcome.code_uri)
             self._try_refused_again()
 
