@@ -5,7 +5,8 @@ checked more strictly: a value for a parameter that is a model must have all tha
 requires. The server looks for that only when a run starts.
 """
 
-from collections.abc import Mapping
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 SHOWN_CHARACTERS = 60
@@ -17,6 +18,13 @@ _TYPES = {
     "array": "a list",
     "object": "a mapping",
     "null": "null",
+}
+_FORMATS = {
+    "date": "a date (as in 2026-11-21)",
+    "date-time": "a date and time with its offset (as in 2026-11-21T10:00:00+08:00)",
+    "time": "a time with its offset (as in 10:00:00+08:00)",
+    "uuid": "a UUID",
+    "email": "an email address",
 }
 
 
@@ -46,7 +54,7 @@ def mistakes(parameters: Mapping[str, Any], schema: Mapping[str, Any]) -> list[s
     except (CircularSchemaRefError, ValidationError) as error:
         reason = str(error) or "its types refer to each other in a circle"
         return [f"parameters: the server cannot check them: {reason}"]
-    return [_explain(error) for error in errors]
+    return _lines(errors)
 
 
 def unset_required(parameters: Mapping[str, Any], schema: Mapping[str, Any]) -> list[str]:
@@ -57,39 +65,89 @@ def unset_required(parameters: Mapping[str, Any], schema: Mapping[str, Any]) -> 
     return [name for name in schema.get("required", ()) if name not in parameters]
 
 
-def _explain(error: Any) -> str:
-    """Word one of jsonschema's errors, whose package has no types."""
-    place = ".".join(["parameters", *(str(part) for part in error.absolute_path)])
-    shown = _shown(error.instance)
-    expected = error.validator_value
+def _lines(errors: Iterable[Any]) -> list[str]:
+    """Word errors of jsonschema, whose package has no types, each once."""
+    return list(dict.fromkeys(line for error in errors for line in _explain(error)))
+
+
+def _explain(error: Any) -> list[str]:
     match error.validator:
-        case "type":
-            return f"{place}: {shown} is not {_type_name(expected)}"
-        case "enum" | "const":
-            values = expected if error.validator == "enum" else [expected]
-            allowed = ", ".join(str(value) for value in values)
-            return f"{place}: {shown} is not known; allowed: {allowed}"
-        case "anyOf" | "oneOf":
-            kinds = " or ".join(_kinds(expected))
-            return f"{place}: {shown} is not {kinds}" if kinds else f"{place}: {error.message}"
-        case "format":
-            return f"{place}: {shown} is not a {expected}"
+        case "anyOf" | "oneOf" if error.context:
+            return _explain_alternatives(error)
+        case "type" | "enum" | "const" | "format":
+            return [_explain_kinds([error])]
         case "required":
-            missing = [name for name in expected if name not in error.instance]
-            return f"{place}: {', '.join(missing)} missing"
+            missing = [name for name in error.validator_value if name not in error.instance]
+            return [f"{_place(error)}: {', '.join(missing)} missing"]
         case _:
-            return f"{place}: {error.message}"
+            return [f"{_place(error)}: {error.message}"]
 
 
-def _type_name(expected: Any) -> str:
-    names = [expected] if isinstance(expected, str) else expected
-    return " or ".join(_TYPES.get(name, name) for name in names)
+def _explain_alternatives(error: Any) -> list[str]:
+    """Say what keeps a value from being the type, of several, that it comes closest to."""
+    alternatives = _alternatives(error)
+    close = [causes for causes in alternatives if not any(map(_is_other_kind, causes))]
+    if not close:
+        return [_explain_kinds([next(filter(_is_other_kind, causes)) for causes in alternatives])]
+    if len(close) == 1:
+        return _lines(close[0])
+    # One of several models is told from the others by a field of one value, `kind: Literal["a"]`.
+    meant = [causes for causes in close if not any(map(_is_choice, causes))]
+    if not meant:
+        choices = [cause for causes in close for cause in causes if _is_choice(cause)]
+        return [_explain_kinds([each for each in choices if _place(each) == _place(choices[0])])]
+    fewest = min(map(len, meant))
+    told = [_lines(causes) for causes in meant if len(causes) == fewest]
+    return told[0] if len(told) == 1 else ["; or ".join(", ".join(lines) for lines in told)]
 
 
-def _kinds(alternatives: list[dict[str, Any]]) -> list[str]:
-    """Return the alternatives' types in words; empty when one of them has none."""
-    kinds = [_TYPES.get(each.get("type", ""), "") for each in alternatives]
-    return list(dict.fromkeys(kinds)) if all(kinds) else []
+def _alternatives(error: Any) -> list[list[Any]]:
+    """Return, for each type that a value may have, why it has not; also where they are nested."""
+    causes_of: dict[int, list[Any]] = defaultdict(list)
+    for cause in error.context:
+        causes_of[cause.relative_schema_path[0]].append(cause)
+    alternatives: list[list[Any]] = []
+    for causes in causes_of.values():
+        first = causes[0]
+        nested = first.validator in ("anyOf", "oneOf") and first.context
+        alternatives += _alternatives(first) if nested and _is_whole(first) else [causes]
+    return alternatives
+
+
+def _is_whole(cause: Any) -> bool:
+    """Return whether it is about the value itself, not something in it."""
+    return not cause.relative_path
+
+
+def _is_other_kind(cause: Any) -> bool:
+    return _is_whole(cause) and cause.validator in ("type", "enum", "const", "format")
+
+
+def _is_choice(cause: Any) -> bool:
+    return cause.validator in ("enum", "const")
+
+
+def _explain_kinds(errors: list[Any]) -> str:
+    """Say of one value what it is not, all of which it may be."""
+    kinds = list(dict.fromkeys(kind for error in errors for kind in _kinds(error.schema)))
+    chosen = any(error.schema.keys() & {"enum", "const"} for error in errors)
+    wrong = f"known; allowed: {', '.join(kinds)}" if chosen else " or ".join(kinds)
+    return f"{_place(errors[0])}: {_shown(errors[0].instance)} is not {wrong}"
+
+
+def _kinds(schema: Mapping[str, Any]) -> list[str]:
+    """Return in words what a simple schema takes."""
+    if "const" in schema or "enum" in schema:
+        values = schema["enum"] if "enum" in schema else [schema["const"]]
+        return [value if isinstance(value, str) else _shown(value) for value in values]
+    if "format" in schema:
+        return [_FORMATS.get(schema["format"], f"text of the format {schema['format']}")]
+    types = schema["type"]
+    return [_TYPES.get(each, each) for each in ([types] if isinstance(types, str) else types)]
+
+
+def _place(error: Any) -> str:
+    return ".".join(["parameters", *(str(part) for part in error.absolute_path)])
 
 
 def _shown(value: object) -> str:
