@@ -1,3 +1,4 @@
+import re
 from zoneinfo import available_timezones
 
 import pytest
@@ -25,3 +26,21 @@ def test_other_files_are_not_time_zones(name: str) -> None:
 def test_near_miss_is_answered_with_the_name(name: str) -> None:
     """A name that is nearly right is answered with the right one."""
     assert "Asia/Taipei" in (timezone_mistake(name) or "")
+
+
+@pytest.mark.parametrize(
+    ("name", "zone"),
+    [("UTC+8", "Etc/GMT-8"), ("gmt+08:00", "Etc/GMT-8"), ("GMT-5", "Etc/GMT+5"), ("UTC+0", "UTC")],
+)
+def test_offset_is_answered_with_the_zone_of_that_offset(name: str, zone: str) -> None:
+    """`UTC+8` is eight hours ahead, which the zone's name writes with a minus."""
+    answer = timezone_mistake(name) or ""
+    assert f"allowed: a city's zone, such as Asia/Taipei, or else {zone}" in answer
+
+
+@pytest.mark.parametrize("name", ["UTC+15", "UTC+5:30", "UTC8", "Etc/GMT+15"])
+def test_zone_with_its_sign_reversed_is_not_suggested(name: str) -> None:
+    """What is no offset of whole hours is not answered with a zone on the other side of UTC."""
+    suggested = (timezone_mistake(name) or "").partition("allowed: ")[2]
+    assert suggested
+    assert not re.search(r"GMT[+-]", suggested)
