@@ -1,24 +1,24 @@
 """The flow function, read from its source: name, description and parameter schema.
 
-The user's code is not run. Prefect's own loader takes the schema from a source file, but it
-first executes every import and assignment of that file; it is therefore given a slice of it,
-with only what the function's signature refers to.
+For the schema Prefect's own loader first executes every import and assignment of a source file.
+It is therefore given a slice, with only what the function's signature refers to, and does that in
+a process of its own.
 """
 
 import ast
 import copy
-import sys
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
 from mlops.errors import MlopsError
+from mlops.scheduler.signature_process import SignatureProcess, UnreadableError
 
 FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+
+_process = SignatureProcess()  # nothing runs before the first signature is read
 
 
 class SignatureError(MlopsError):
@@ -92,10 +92,8 @@ def read_parameter_schema(folder: Path, function: FlowFunction) -> dict[str, Any
 
     Raises:
         SignatureError: The types in its signature cannot be loaded.
-        MlopsError: There is no room for a temporary file.
+        MlopsError: There is no room for a temporary file, or no process for Prefect's loader.
     """
-    from prefect.utilities.callables import parameter_schema_from_entrypoint
-
     file_name, _, function_name = function.entrypoint.rpartition(":")
     path = folder / file_name
     tree = _parse(path)
@@ -109,22 +107,17 @@ def read_parameter_schema(folder: Path, function: FlowFunction) -> dict[str, Any
         with tempfile.TemporaryDirectory(prefix="mlops-signature-") as temporary:
             source = Path(temporary) / path.name
             source.write_text(source_text, encoding="utf-8")
-            try:
-                with _importable(folder, path.parent):
-                    schema = parameter_schema_from_entrypoint(f"{source}:{function_name}")
-            except (Exception, SystemExit) as error:
-                # Whatever a module that the types come from raises while it is imported.
-                raise SignatureError(
-                    f"deployment.flow_name: {path}:{function_name}: its parameters cannot be "
-                    f"read: {type(error).__name__}: {error}"
-                ) from error
+            return _process.read_schema(source, function_name, (folder, path.parent))
+    except UnreadableError as error:
+        raise SignatureError(
+            f"deployment.flow_name: {path}:{function_name}: its parameters cannot be read: {error}"
+        ) from error
     except OSError as error:
         raise MlopsError(
             f"{error.filename or tempfile.gettempdir()}: {error.strerror or error}",
             hint="a flow's signature is read through a temporary file: free space there, or "
             "point TMPDIR elsewhere",
         ) from error
-    return schema.model_dump(mode="json", exclude_unset=False)
 
 
 def _parse(path: Path) -> ast.Module:
@@ -255,23 +248,3 @@ def _names_bound_by(node: ast.stmt) -> set[str]:
             return _names_in(node.target)
         case _:
             return set()
-
-
-@contextmanager
-def _importable(*folders: Path) -> Iterator[None]:
-    """Let the slice import its siblings, and forget them afterwards.
-
-    Two flows may each have a `models.py`.
-    """
-    path, modules = sys.path.copy(), set(sys.modules)
-    sys.path[:0] = [str(folder) for folder in folders]
-    write_bytecode, sys.dont_write_bytecode = sys.dont_write_bytecode, True
-    try:
-        yield
-    finally:
-        sys.path[:] = path
-        sys.dont_write_bytecode = write_bytecode
-        for name in set(sys.modules) - modules:
-            origin = getattr(sys.modules[name], "__file__", None)
-            if origin and any(Path(origin).is_relative_to(folder) for folder in folders):
-                del sys.modules[name]

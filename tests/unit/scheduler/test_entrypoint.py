@@ -1,9 +1,10 @@
+import os
 from pathlib import Path
 
 import pytest
 
 from mlops.errors import MlopsError
-from mlops.scheduler.entrypoint import read_function, read_parameter_schema
+from mlops.scheduler.entrypoint import SignatureError, read_function, read_parameter_schema
 
 CODE = '''\
 from __future__ import annotations
@@ -56,7 +57,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_schema_is_read_without_running_the_code(folder: Path) -> None:
+def test_schema_is_read_without_the_rest_of_the_code(folder: Path) -> None:
     """Types, defaults, choices and descriptions of the parameters reach the schema."""
     function = read_function(folder, "flow.py", "train_it")
     schema = read_parameter_schema(folder, function)
@@ -70,6 +71,18 @@ def test_schema_is_read_without_running_the_code(folder: Path) -> None:
     assert properties["options"]["default"] == {"depth": 3}
     assert properties["factor"]["default"] == 4
     assert schema["definitions"]["Kind"]["enum"] == ["small", "large"]
+
+
+def test_signature_is_not_loaded_in_this_process(tmp_path: Path) -> None:
+    """What a signature refers to runs elsewhere, and not in the flow folder."""
+    (tmp_path / "flow.py").write_text(
+        "import os\nfrom prefect import flow\n\n"
+        "@flow\ndef main(process=os.getpid(), written=open('left', 'w').close()): ...\n"
+    )
+    schema = read_parameter_schema(tmp_path, read_function(tmp_path, "flow.py", "main"))
+    assert schema["properties"]["process"]["default"] != os.getpid()
+    assert [path.name for path in tmp_path.iterdir()] == ["flow.py"]
+    assert not Path("left").exists()
 
 
 @pytest.mark.parametrize(
@@ -166,6 +179,13 @@ def test_syntax_error_is_told_with_its_line(tmp_path: Path) -> None:
     (tmp_path / "flow.py").write_text("def main(:\n")
     with pytest.raises(MlopsError, match=r"flow\.py: line 1: not Python"):
         read_function(tmp_path, "flow.py", "main")
+
+
+def test_signature_that_ends_its_process_is_named(folder: Path) -> None:
+    """A module that ends the process is a mistake of that flow, told with its file."""
+    (folder / "models.py").write_text("import os\n\nos._exit(3)\n")
+    with pytest.raises(SignatureError, match=r"flow\.py:train_it: .* with exit code 3"):
+        read_parameter_schema(folder, read_function(folder, "flow.py", "train_it"))
 
 
 def test_sibling_that_fails_is_named(folder: Path) -> None:
