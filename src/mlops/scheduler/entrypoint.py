@@ -6,7 +6,6 @@ a process of its own.
 """
 
 import ast
-import copy
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,8 +14,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mlops.errors import MlopsError
 from mlops.scheduler.signature_process import SignatureProcess, UnreadableError
-
-FunctionNode = ast.FunctionDef | ast.AsyncFunctionDef
+from mlops.scheduler.signature_slice import FunctionNode, signature_slice, statements
 
 _process = SignatureProcess()  # nothing runs before the first signature is read
 
@@ -59,7 +57,7 @@ def read_function(folder: Path, file_name: str, function_name: str) -> FlowFunct
     """
     path = folder / file_name
     tree = _parse(path)
-    functions = {node.name: node for node in tree.body if isinstance(node, FunctionNode)}
+    functions = _functions(tree)
     imported = _imported_names(tree)
     flows = [name for name, node in functions.items() if _flow_decorator(node, imported)]
     function = functions.get(function_name)
@@ -97,12 +95,10 @@ def read_parameter_schema(folder: Path, function: FlowFunction) -> dict[str, Any
     file_name, _, function_name = function.entrypoint.rpartition(":")
     path = folder / file_name
     tree = _parse(path)
-    node = next(
-        (n for n in tree.body if isinstance(n, FunctionNode) and n.name == function_name), None
-    )
+    node = _functions(tree).get(function_name)
     if node is None:  # the file was written to
         raise SignatureError(f"deployment.flow_name: {path}:{function_name}: no such function")
-    source_text = ast.unparse(_signature_slice(tree, node))
+    source_text = ast.unparse(signature_slice(tree, node))
     try:
         with tempfile.TemporaryDirectory(prefix="mlops-signature-") as temporary:
             source = Path(temporary) / path.name
@@ -134,10 +130,14 @@ def _parse(path: Path) -> ast.Module:
         ) from error
 
 
+def _functions(tree: ast.Module) -> dict[str, FunctionNode]:
+    return {node.name: node for node in statements(tree) if isinstance(node, FunctionNode)}
+
+
 def _imported_names(tree: ast.Module) -> dict[str, str]:
     """Return what the names that a file imports stand for, `f` for `prefect.flow`."""
     names: dict[str, str] = {}
-    for node in tree.body:
+    for node in statements(tree):
         if isinstance(node, ast.Import):
             names |= {alias.asname: alias.name for alias in node.names if alias.asname}
         elif isinstance(node, ast.ImportFrom):
@@ -187,64 +187,3 @@ def _flow_name(path: Path, function: FunctionNode, imported: dict[str, str]) -> 
             )
         return name
     return function.name.replace("_", "-")
-
-
-def _signature_slice(tree: ast.Module, function: FunctionNode) -> ast.Module:
-    """Return a module with the function's signature and docstring and what these refer to."""
-    bare = copy.copy(function)
-    bare.decorator_list = []
-    # Prefect passes parameters by name, and its loader chokes on the other kinds.
-    signature = copy.copy(function.args)
-    signature.args = [*signature.posonlyargs, *signature.args]
-    signature.posonlyargs, signature.vararg, signature.kwarg = [], None, None
-    bare.args = signature
-    bare.body = [*function.body[: bool(ast.get_docstring(function))], ast.Pass()]
-    needed: set[int] = set()
-    wanted = _names_in(bare.args)
-    while wanted:
-        name = wanted.pop()
-        for index, node in enumerate(tree.body):
-            if index not in needed and name in _names_bound_by(node):
-                needed.add(index)
-                if not isinstance(node, ast.Import | ast.ImportFrom):
-                    wanted |= _names_in(node)
-    # `from __future__ import annotations` changes how the signature is read.
-    body = [
-        node
-        for index, node in enumerate(tree.body)
-        if index in needed or (isinstance(node, ast.ImportFrom) and _binds_unseen(node))
-    ]
-    return ast.fix_missing_locations(ast.Module(body=[*body, bare], type_ignores=[]))
-
-
-def _binds_unseen(node: ast.ImportFrom) -> bool:
-    """Return whether an import may matter to the signature though it names nothing in it."""
-    return node.module == "__future__" or any(alias.name == "*" for alias in node.names)
-
-
-def _names_in(node: ast.AST) -> set[str]:
-    names = {child.id for child in ast.walk(node) if isinstance(child, ast.Name)}
-    for child in ast.walk(node):  # annotations in quotes
-        if isinstance(child, ast.Constant) and isinstance(child.value, str):
-            try:
-                quoted = ast.parse(child.value, mode="eval")
-            except (SyntaxError, ValueError):
-                continue
-            names |= {part.id for part in ast.walk(quoted) if isinstance(part, ast.Name)}
-    return names
-
-
-def _names_bound_by(node: ast.stmt) -> set[str]:
-    match node:
-        case ast.Import():
-            return {alias.asname or alias.name.partition(".")[0] for alias in node.names}
-        case ast.ImportFrom():
-            return {alias.asname or alias.name for alias in node.names}
-        case ast.ClassDef() | ast.FunctionDef() | ast.AsyncFunctionDef():
-            return {node.name}
-        case ast.Assign():
-            return {name for target in node.targets for name in _names_in(target)}
-        case ast.AnnAssign():
-            return _names_in(node.target)
-        case _:
-            return set()

@@ -139,6 +139,82 @@ def test_types_of_a_star_import_are_read(tmp_path: Path) -> None:
     assert schema["properties"]["mode"]["enum"] == ["fast", "slow"]
 
 
+BLOCKS = """\
+import contextlib
+import sys
+
+try:
+    from no_such_module import Literal
+except ImportError:
+    from typing import Literal
+
+if sys.version_info >= (3, 0):
+    from pydantic import BaseModel
+
+    class Size(BaseModel):
+        depth: int = 3
+
+    class Options(BaseModel):
+        size: Size = Size()
+
+with contextlib.suppress(ImportError):
+    from enum import Enum
+    import no_such_module
+
+try:
+    import no_such_module
+
+    STEPS = 10
+except ImportError:
+    STEPS = 20
+
+RATE: float = 0.5
+
+
+class Kind(Enum):
+    small = "small"
+
+
+if True:
+    from prefect import flow as deployed
+
+    @deployed(name="in a block")
+    def main(
+        mode: Literal["fast", "slow"] = "fast",
+        kind: Kind = Kind.small,
+        options: Options = Options(),
+        steps: int = STEPS,
+        rate: float = RATE,
+    ): ...
+
+
+if __name__ == "__main__":
+
+    @deployed
+    def alone(): ...
+"""
+
+
+def test_names_bound_in_blocks_are_read(tmp_path: Path) -> None:
+    """Types and defaults that `try`, `if` and `with` bind reach the schema, and so do flows."""
+    (tmp_path / "flow.py").write_text(BLOCKS)
+    function = read_function(tmp_path, "flow.py", "main")
+    assert function.flow_name == "in a block"
+    schema = read_parameter_schema(tmp_path, function)
+    assert schema["properties"]["mode"]["enum"] == ["fast", "slow"]
+    assert schema["definitions"]["Kind"]["enum"] == ["small"]
+    assert schema["properties"]["options"]["default"] == {"size": {"depth": 3}}
+    assert schema["properties"]["steps"]["default"] == 20
+    assert schema["properties"]["rate"]["default"] == 0.5
+
+
+def test_flow_of_a_program_alone_is_none(tmp_path: Path) -> None:
+    """What is defined when the file is run as a program is not there when it is imported."""
+    (tmp_path / "flow.py").write_text(BLOCKS)
+    with pytest.raises(MlopsError, match="no such function; allowed: main"):
+        read_function(tmp_path, "flow.py", "alone")
+
+
 def test_name_without_an_argument_is_the_functions(folder: Path) -> None:
     """`def my_second` is the flow `my-second`, as Prefect has it."""
     assert read_function(folder, "flow.py", "my_second").flow_name == "my-second"
