@@ -6,6 +6,7 @@ a process of its own.
 """
 
 import ast
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -120,9 +121,12 @@ def _parse(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_bytes(), filename=str(path))
     except (SyntaxError, ValueError) as error:
-        line = f"line {error.lineno}: " if isinstance(error, SyntaxError) else ""
+        line = getattr(error, "lineno", None)
+        place = f"{path}: line {line}" if line else f"{path}"
         raise MlopsError(
-            f"deployment.flow_py_name: {path}: {line}not Python: {getattr(error, 'msg', error)}"
+            f"deployment.flow_py_name: {place}: not Python {sys.version_info[0]}."
+            f"{sys.version_info[1]}, with which flows are read: {getattr(error, 'msg', error)}; "
+            "newer syntax belongs in a module that the file imports"
         ) from error
     except OSError as error:
         raise MlopsError(

@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -254,6 +255,23 @@ def test_syntax_error_is_told_with_its_line(tmp_path: Path) -> None:
     """A file that is not Python is refused with the line."""
     (tmp_path / "flow.py").write_text("def main(:\n")
     with pytest.raises(MlopsError, match=r"flow\.py: line 1: not Python"):
+        read_function(tmp_path, "flow.py", "main")
+
+
+def test_newer_syntax_is_told_with_the_mend(tmp_path: Path) -> None:
+    """What this Python does not read may be right for the flow's; the message says where to."""
+    (tmp_path / "flow.py").write_text("def main[T, = ](): ...\n")
+    version = f"{sys.version_info[0]}.{sys.version_info[1]}"
+    with pytest.raises(MlopsError) as caught:
+        read_function(tmp_path, "flow.py", "main")
+    assert f"not Python {version}, with which flows are read: " in str(caught.value)
+    assert "; newer syntax belongs in a module that the file imports" in str(caught.value)
+
+
+def test_file_with_a_nul_byte_has_no_line(tmp_path: Path) -> None:
+    """A file that is no text at all is refused without a line's number."""
+    (tmp_path / "flow.py").write_bytes(b"x = 1\0")
+    with pytest.raises(MlopsError, match=r"flow\.py: not Python .* null bytes"):
         read_function(tmp_path, "flow.py", "main")
 
 
