@@ -250,6 +250,8 @@ def _refuse_deep_nesting(text: str) -> None:
 
 def _explain(error: yaml.YAMLError, text: str) -> str:
     mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+    if isinstance(error, yaml.MarkedYAMLError) and "scanning an a" in (error.context or ""):
+        mark = error.context_mark  # the * of an alias or & of an anchor; the other is behind it
     lines = text.splitlines() or [""]
     if mark is None:
         place = next(
