@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from mlops.scheduler.wording import shown
+
 SIZE_LIMIT_BYTES = 256 * 1024
 DEPTH_LIMIT = 50  # libyaml's C code crashes at some 20,000
 VALUES_LIMIT = 10_000
 # Prefect 3.8.8 takes larger numbers (1e20 too, which its database makes an integer), and from
 # then on answers every list with such a run with an internal error.
 NUMBER_LIMIT = 2**63
-SHOWN_CHARACTERS = 60
 
 Location = tuple[str | int, ...]
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast
@@ -106,7 +107,7 @@ class _Reader:
                 raise DocumentError("is empty; required: deployment")
             content = self._value(node, ())
         except yaml.YAMLError as error:
-            raise DocumentError(_explain(error, text)) from error
+            raise DocumentError(_not_yaml(error, text)) from error
         finally:
             if loader is not None:
                 loader.dispose()
@@ -197,8 +198,7 @@ class _Reader:
         try:
             value = self.loader.construct_object(node)
         except (ValueError, IndexError, KeyError):  # as in `!!int x`
-            shown = written[:SHOWN_CHARACTERS]
-            self._mistake(node, location, f"{shown!r} is not a value of the type {kind}")
+            self._mistake(node, location, f"{shown(written)} is not a value of the type {kind}")
             return None
         misread = kind in ("int", "float") and (
             _OCTAL.fullmatch(written) or _SEXAGESIMAL.fullmatch(written)
@@ -248,7 +248,7 @@ def _refuse_deep_nesting(text: str) -> None:
             raise DocumentError(f"line {_line(event)}: is nested deeper than {DEPTH_LIMIT} levels")
 
 
-def _explain(error: yaml.YAMLError, text: str) -> str:
+def _not_yaml(error: yaml.YAMLError, text: str) -> str:
     mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
     if isinstance(error, yaml.MarkedYAMLError) and "scanning an a" in (error.context or ""):
         mark = error.context_mark  # the * of an alias or & of an anchor; the other is behind it

@@ -65,7 +65,7 @@ def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
     return values
 
 
-def _text(pattern: str = "", otherwise: str = "", limit: int = 0) -> Any:
+def _text_field(pattern: str = "", otherwise: str = "", limit: int = 0) -> Any:
     """Return the field of a text that must say something, with what editors can check of it.
 
     Args:
@@ -81,19 +81,21 @@ def _text(pattern: str = "", otherwise: str = "", limit: int = 0) -> Any:
     return Field(min_length=1, json_schema_extra={k: v for k, v in known.items() if v})
 
 
-_NAME = _text(r"^[^/%&<>?#]+$", "a name has none of / % & < > ? #", LENGTH_LIMIT)
-_PY_FILE = _text(r"\.py$", "a Python file's name ends in .py")
-_MODULE = _text(r"^[^\W\d]\w*(\.[^\W\d]\w*)*$", "a module as in import: sklearn.svm")
-_VERSION = _text(r"^3\.(9|[1-9][0-9])(\.[0-9]+)?$", "a version from 3.9 on, in quotes: '3.12'")
+_NAME = _text_field(r"^[^/%&<>?#]+$", "a name has none of / % & < > ? #", LENGTH_LIMIT)
+_PY_FILE = _text_field(r"\.py$", "a Python file's name ends in .py")
+_MODULE = _text_field(r"^[^\W\d]\w*(\.[^\W\d]\w*)*$", "a module as in import: sklearn.svm")
+_VERSION = _text_field(
+    r"^3\.(9|[1-9][0-9])(\.[0-9]+)?$", "a version from 3.9 on, in quotes: '3.12'"
+)
 
 Name = Annotated[StrictStr, _NAME, _refuse(name_mistake)]
 PoolName = Annotated[StrictStr, _NAME, _refuse(pool_name_mistake)]
-Tag = Annotated[StrictStr, _text(limit=LENGTH_LIMIT), _refuse(tag_mistake)]
-FunctionName = Annotated[StrictStr, _text()]
+Tag = Annotated[StrictStr, _text_field(limit=LENGTH_LIMIT), _refuse(tag_mistake)]
+FunctionName = Annotated[StrictStr, _text_field()]
 FlowFile = Annotated[StrictStr, _PY_FILE, _refuse(_flow_file_mistake)]
-FilePath = Annotated[StrictStr, _text(), _refuse(_file_mistake)]
+FilePath = Annotated[StrictStr, _text_field(), _refuse(_file_mistake)]
 Module = Annotated[StrictStr, _MODULE, _refuse(_module_mistake)]
-TimezoneName = Annotated[StrictStr, _text(), _refuse(timezone_mistake)]
+TimezoneName = Annotated[StrictStr, _text_field(), _refuse(timezone_mistake)]
 PythonVersion = Annotated[StrictStr, _VERSION, _refuse(_python_mistake)]
 Unique = AfterValidator(_unique)
 _UNIQUE_ITEMS: dict[str, Any] = {"uniqueItems": True}

@@ -11,6 +11,8 @@ Measured on Prefect 3.8.8, by creating each name and asking for it again:
 Spaces, dots, quotes, brackets, shell characters and other alphabets work.
 """
 
+from mlops.scheduler.wording import shown
+
 LENGTH_LIMIT = 200
 _IN_NO_ADDRESS = "/%&<>?#"
 
@@ -23,14 +25,14 @@ def name_mistake(value: str) -> str | None:
     refused = next((character for character in value if character in _IN_NO_ADDRESS), None)
     if refused:
         allowed = f"any text without {' '.join(_IN_NO_ADDRESS)}"
-        return f"{_shown(value)} has the character {refused!r}; allowed: {allowed}"
+        return f"{shown(value)} has the character {refused!r}; allowed: {allowed}"
     return tag_mistake(value)
 
 
 def pool_name_mistake(value: str) -> str | None:
     """Return what is wrong with the name of a work pool, or None."""
     if value.lower().startswith("prefect"):
-        return f"{_shown(value)} starts with 'prefect', which the server keeps for itself"
+        return f"{shown(value)} starts with 'prefect', which the server keeps for itself"
     return name_mistake(value)
 
 
@@ -41,13 +43,9 @@ def tag_mistake(value: str) -> str | None:
     for character in value:
         if not character.isprintable():
             code = f"U+{ord(character):04X}"
-            return f"{_shown(value)} has a character that cannot be seen ({code}); leave it out"
+            return f"{shown(value)} has a character that cannot be seen ({code}); leave it out"
     if value != value.strip():
-        return f"{_shown(value)} starts or ends with a space; leave it out"
+        return f"{shown(value)} starts or ends with a space; leave it out"
     if len(value) > LENGTH_LIMIT:
-        return f"{_shown(value)} has {len(value)} characters; allowed: at most {LENGTH_LIMIT}"
+        return f"{shown(value)} has {len(value)} characters; allowed: at most {LENGTH_LIMIT}"
     return None
-
-
-def _shown(value: str) -> str:
-    return repr(value) if len(value) <= LENGTH_LIMIT else f"{value[:20]!r}…"

@@ -9,7 +9,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-SHOWN_CHARACTERS = 60
+from mlops.scheduler.wording import shown
+
 _TYPES = {
     "integer": "an integer",
     "number": "a number",
@@ -132,14 +133,14 @@ def _explain_kinds(errors: list[Any]) -> str:
     kinds = list(dict.fromkeys(kind for error in errors for kind in _kinds(error.schema)))
     chosen = any(error.schema.keys() & {"enum", "const"} for error in errors)
     wrong = f"known; allowed: {', '.join(kinds)}" if chosen else " or ".join(kinds)
-    return f"{_place(errors[0])}: {_shown(errors[0].instance)} is not {wrong}"
+    return f"{_place(errors[0])}: {shown(errors[0].instance)} is not {wrong}"
 
 
 def _kinds(schema: Mapping[str, Any]) -> list[str]:
     """Return in words what a simple schema takes."""
     if "const" in schema or "enum" in schema:
         values = schema["enum"] if "enum" in schema else [schema["const"]]
-        return [value if isinstance(value, str) else _shown(value) for value in values]
+        return [value if isinstance(value, str) else shown(value) for value in values]
     if "format" in schema:
         return [_FORMATS.get(schema["format"], f"text of the format {schema['format']}")]
     types = schema["type"]
@@ -148,9 +149,3 @@ def _kinds(schema: Mapping[str, Any]) -> list[str]:
 
 def _place(error: Any) -> str:
     return ".".join(["parameters", *(str(part) for part in error.absolute_path)])
-
-
-def _shown(value: object) -> str:
-    words = {"None": "null", "True": "true", "False": "false"}  # as YAML spells them
-    text = repr(value)
-    return words.get(text, text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…")

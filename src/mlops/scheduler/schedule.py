@@ -13,6 +13,7 @@ from pydantic import BaseModel, ConfigDict
 from mlops.scheduler import cron, recurrence
 from mlops.scheduler.recurrence import ANCHOR
 from mlops.scheduler.timezones import to_instant
+from mlops.scheduler.wording import shown
 
 # Prefect's scheduler adds the interval to a date of today, which overflows near the year 9999.
 INTERVAL_LIMIT_SECONDS = 10 * 365 * 24 * 3600
@@ -82,7 +83,7 @@ def parse_cron(expression: object, timezone: str) -> CronSchedule:
         ScheduleError: It is not five fields, not understood, or names a date that never comes.
     """
     try:
-        return CronSchedule(cron=cron.agreed_cron(_text(expression)), timezone=timezone)
+        return CronSchedule(cron=cron.agreed_cron(_checked_text(expression)), timezone=timezone)
     except ValueError as error:
         raise ScheduleError(str(error)) from error
 
@@ -96,7 +97,7 @@ def parse_interval(seconds: object, timezone: str) -> IntervalSchedule:
     whole = isinstance(seconds, int) and not isinstance(seconds, bool)
     if not whole or not 1 <= seconds <= INTERVAL_LIMIT_SECONDS:  # type: ignore[operator]
         raise ScheduleError(
-            f"{seconds!r} is not an interval; allowed: whole seconds from 1 "
+            f"{shown(seconds)} is not an interval; allowed: whole seconds from 1 "
             f"to {INTERVAL_LIMIT_SECONDS} (ten years)"
         )
     return IntervalSchedule(seconds=seconds, local_timezone=timezone)
@@ -116,7 +117,7 @@ def parse_rrule(rule: object, timezone: str, now: dt.datetime | None = None) -> 
     zone = ZoneInfo(timezone)
     local_now = (now or dt.datetime.now(dt.UTC)).astimezone(zone).replace(tzinfo=None)
     try:
-        text = recurrence.localized_rule(_text(rule), zone, local_now)
+        text = recurrence.localized_rule(_checked_text(rule), zone, local_now)
     except ValueError as error:
         raise ScheduleError(str(error)) from error
     return RruleSchedule(rrule=text, timezone=timezone)
@@ -185,7 +186,7 @@ def _local_dates(
     return recurrence.local_dates(schedule.rrule, start)
 
 
-def _text(value: object) -> str:
+def _checked_text(value: object) -> str:
     if not isinstance(value, str):
-        raise ScheduleError(f"{value!r} is not text; allowed: text (quote it)")
+        raise ScheduleError(f"{shown(value)} is not text; allowed: text (quote it)")
     return value

@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 from pydantic import BaseModel
 
 from mlops.scheduler.document import Location, dotted
+from mlops.scheduler.wording import shortened, shown
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
-
-SHOWN_CHARACTERS = 60
 
 
 def explain(  # noqa: C901  # one case for each kind of mistake
@@ -26,7 +25,7 @@ def explain(  # noqa: C901  # one case for each kind of mistake
     """
     location = problem["loc"]
     value = problem["input"]
-    shown = _shown(value, written.get(location))
+    given = _with_type(value, written.get(location))
     context = problem.get("ctx", {})
     match problem["type"]:
         case "extra_forbidden":
@@ -37,23 +36,23 @@ def explain(  # noqa: C901  # one case for each kind of mistake
         case "missing":
             wrong = f"is missing; required: {_described(root, location)}"
         case "literal_error":
-            wrong = f"{shown} is not known; allowed: {_listed(context['expected'])}"
+            wrong = f"{given} is not known; allowed: {_listed(context['expected'])}"
         case "model_type" | "dict_type":
             known = _keys_at(root, location)
-            wrong = f"{shown} is not a mapping"
+            wrong = f"{given} is not a mapping"
             wrong += f"; allowed: {', '.join(known)}" if known else ""
         case "tuple_type":
-            wrong = f"{shown} is not a list; allowed: a list, as in [first, second]"
+            wrong = f"{given} is not a list; allowed: a list, as in [first, second]"
         case "string_type":
-            wrong = f"{shown} is not text; allowed: text (quote it)"
+            wrong = f"{given} is not text; allowed: text (quote it)"
         case "string_too_short":
             wrong = f"is empty; required: {_described(root, location)}"
         case "int_type" | "int_from_float":
-            wrong = f"{shown} is not a whole number; allowed: {_described(root, location)}"
+            wrong = f"{given} is not a whole number; allowed: {_described(root, location)}"
         case "greater_than_equal":
-            wrong = f"{shown} is too small; allowed: from {context['ge']}"
+            wrong = f"{given} is too small; allowed: from {context['ge']}"
         case "less_than_equal":
-            wrong = f"{shown} is too large; allowed: up to {context['le']}"
+            wrong = f"{given} is too large; allowed: up to {context['le']}"
         case "value_error":
             wrong = str(context["error"])
         case _:
@@ -61,12 +60,10 @@ def explain(  # noqa: C901  # one case for each kind of mistake
     return f"{dotted(location)}: {wrong}"
 
 
-def _shown(value: object, written: str | None) -> str:
+def _with_type(value: object, written: str | None) -> str:
     if value is None:
         return "nothing"
-    text = written or repr(value)
-    if len(text) > SHOWN_CHARACTERS:
-        text = f"{text[:SHOWN_CHARACTERS]}…"
+    text = shortened(written) if written else shown(value)
     return text if isinstance(value, str) else f"{text} ({type(value).__name__})"
 
 
