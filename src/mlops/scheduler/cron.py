@@ -14,6 +14,8 @@ from typing import NamedTuple
 
 from cronsim import CronSim
 
+from mlops.scheduler.wording import shown
+
 _ITEM = re.compile(
     r"(?P<first>[0-9]+|[A-Z]{3})(-(?P<last>[0-9]+|[A-Z]{3}))?(/(?P<step>[0-9]+))?"
     r"|(?P<every>\*)(/(?P<every_step>[0-9]+))?"
@@ -23,17 +25,32 @@ _NTH_WEEKDAY = re.compile(r"(?P<day>[0-9]|[A-Z]{3})#(?P<nth>[1-5])")
 
 
 class _Field(NamedTuple):
+    """One of the five; `others` says what may stand there besides numbers."""
+
     name: str
     lowest: int
     highest: int
     names: tuple[str, ...] = ()
+    others: str = ""
 
 
 _MINUTE = _Field("minute", 0, 59)
 _HOUR = _Field("hour", 0, 23)
-_DAY = _Field("day of month", 1, 31)
-_MONTH = _Field("month", 1, 12, tuple(calendar.month_abbr[n].upper() for n in range(13)))
-_WEEKDAY = _Field("weekday", 0, 7, ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"))
+_DAY = _Field("day of month", 1, 31, others=", L (the last); for others method: rrule")
+_MONTH = _Field(
+    "month",
+    1,
+    12,
+    tuple(calendar.month_abbr[n].upper() for n in range(13)),
+    others=", jan to dec",
+)
+_WEEKDAY = _Field(
+    "weekday",
+    0,
+    7,
+    ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT"),
+    others=", sun to sat, 5L (the last Friday), 5#2 (the second); for others method: rrule",
+)
 _FIELDS = (_MINUTE, _HOUR, _DAY, _MONTH, _WEEKDAY)
 _FEBRUARY = 28
 # Prefect counts with another library from Python 3.13 on; for rules it makes no difference.
@@ -65,7 +82,7 @@ def agreed_cron(expression: str) -> str:
     try:
         agreed = [_agreed_field(kind, text) for kind, text in zip(_FIELDS, fields, strict=True)]
     except ValueError as error:
-        raise ValueError(f"{expression!r} is not a cron expression: {error}") from error
+        raise ValueError(f"{shown(expression)} is not a cron expression: {error}") from error
     _refuse_days(agreed[2], agreed[3], agreed[4])
     return " ".join(agreed)
 
@@ -110,7 +127,7 @@ def _numbers(kind: _Field, item: str) -> tuple[set[int], bool]:
     """Return what an item stands for, and whether every reader would say so."""
     found = _ITEM.fullmatch(item)
     if not found:
-        raise ValueError(f"{item!r} in the field {kind.name}")
+        raise _not_allowed(kind, item)
     step = int(found["step"] or found["every_step"] or 1)
     if step < 1:
         raise ValueError(f"{item!r} in the field {kind.name}: steps count from 1")
@@ -143,11 +160,13 @@ def _number(kind: _Field, text: str) -> int:
     if text in kind.names and text:
         return kind.names.index(text)
     if not text.isdigit() or not kind.lowest <= int(text) <= kind.highest:
-        raise ValueError(
-            f"{text!r} in the field {kind.name}; allowed: {kind.lowest} to {kind.highest}"
-            + (f", {kind.names[-6].lower()} …" if kind.names else "")
-        )
+        raise _not_allowed(kind, text)
     return int(text)
+
+
+def _not_allowed(kind: _Field, text: str) -> ValueError:
+    allowed = f"{kind.lowest} to {kind.highest}{kind.others}"
+    return ValueError(f"{shown(text)} in the field {kind.name}; allowed: {allowed}")
 
 
 def _weekday_of_month(item: str) -> str:

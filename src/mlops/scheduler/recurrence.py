@@ -15,6 +15,7 @@ from zoneinfo import ZoneInfo
 from dateutil.rrule import rrulestr
 
 from mlops.scheduler.recurrence_rule import STAMP, Rule, parse_date, parse_rule, refuse_empty
+from mlops.scheduler.wording import shown
 
 # Where Prefect begins to count when there is no DTSTART.
 ANCHOR = dt.datetime(2020, 1, 1)  # noqa: DTZ001  # local time in the schedule's own zone
@@ -28,9 +29,8 @@ GROWTH_YEARS = 2
 LENGTH_LIMIT = 6500  # characters; Prefect's own
 YEARS = range(1900, 2101)
 
-_PROPERTY = re.compile(
-    r"(?:^|(?<![;,:\s])\s+)(?=(?:DTSTART|RRULE|EXRULE|RDATE|EXDATE)[;:]|FREQ=)", re.IGNORECASE
-)
+# Where a line of iCalendar begins, also one that is not allowed here.
+_PROPERTY = re.compile(r"(?:^|(?<![;,:\s])\s+)(?=[A-Z][A-Z-]*[;:]|FREQ=)", re.IGNORECASE)
 
 
 def localized_rule(text: str, zone: ZoneInfo, now: dt.datetime) -> str:
@@ -84,6 +84,30 @@ def local_dates(rule: str, after: dt.datetime) -> Iterator[dt.datetime]:
     return iter(rrulestr(rule).xafter(after))
 
 
+def idle_exceptions(rule: str, after: dt.datetime) -> list[str]:
+    """Return the EXDATEs of the next years that leave no run out.
+
+    Args:
+        rule: What `localized_rule` returned.
+        after: Local time without zone, after which they lie.
+    """
+    lines = rule.split("\n")
+    exceptions = [line.removeprefix("EXDATE:") for line in lines if line.startswith("EXDATE:")]
+    stamps = [stamp for line in exceptions for stamp in line.split(",")]
+    # No further than what the server counts at once: see `_bounded_start`.
+    end = after + GROWTH_YEARS * dt.timedelta(days=365)
+    ahead = [moment for moment in map(_parse_stamp, stamps) if after < moment < end]
+    if not ahead:
+        return []
+    dates = rrulestr("\n".join(line for line in lines if not line.startswith("EXDATE:")))
+    runs = set(dates.between(min(ahead), max(ahead), inc=True))
+    return [moment.strftime(STAMP) for moment in ahead if moment not in runs]
+
+
+def _parse_stamp(stamp: str) -> dt.datetime:
+    return dt.datetime.strptime(stamp, STAMP)  # noqa: DTZ007  # local
+
+
 def _properties(text: str) -> Iterator[tuple[str, dict[str, str], str]]:
     """Yield name, parameters and value of each line, without any blanks."""
     for line in _PROPERTY.split(text.strip()):
@@ -91,14 +115,14 @@ def _properties(text: str) -> Iterator[tuple[str, dict[str, str], str]]:
         if not compact:
             continue
         head, colon, value = compact.partition(":")
-        if not colon:
+        if not colon or "=" in head.partition(";")[0]:  # as in FREQ=DAILY;BYHOUR=9:30
             head, value = "RRULE", compact
         name, *parameters = head.split(";")
         if name.upper() == "EXRULE":
             # Where it leaves nothing over, the server searches up to the year 9999 each time.
             raise ValueError("EXRULE was withdrawn from RFC 5545; list the dates as EXDATE")
         if name.upper() not in ("DTSTART", "RRULE", "RDATE", "EXDATE"):
-            raise ValueError(f"{name!r} is unknown; allowed: DTSTART, RRULE, RDATE, EXDATE")
+            raise ValueError(f"{shown(name)} is unknown; allowed: DTSTART, RRULE, RDATE, EXDATE")
         pairs = (parameter.partition("=") for parameter in parameters)
         yield name.upper(), {key.upper(): setting.strip('"') for key, _, setting in pairs}, value
 

@@ -8,6 +8,7 @@ from zoneinfo import ZoneInfo
 from dateutil.rrule import rrulestr
 
 from mlops.scheduler.timezones import is_timezone
+from mlops.scheduler.wording import shortened, shown
 
 INTERVAL_LIMIT = 1_000_000
 COUNT_LIMIT = 30_000
@@ -103,7 +104,7 @@ def parse_rule(value: str, zone: ZoneInfo) -> Rule:
             raise ValueError("BYEASTER is not in RFC 5545; list the dates as RDATE")
         if name not in _KNOWN_PARTS:
             raise ValueError(
-                f"{part!r} is not part of a recurrence rule (RFC 5545, as in {_EXAMPLE})"
+                f"{shown(part)} is not part of a recurrence rule (RFC 5545, as in {_EXAMPLE})"
             )
         if name in parts:
             raise ValueError(f"{name} is there twice")
@@ -126,16 +127,18 @@ def _check_frequency(parts: dict[str, str]) -> None:
         )
     if frequency not in _UNITS:
         raise ValueError(
-            f"FREQ={frequency} is not a frequency of a recurrence rule; allowed: "
+            f"FREQ={shortened(frequency)} is not a frequency of a recurrence rule; allowed: "
             + ", ".join(_UNITS)
         )
     weekdays = parts.get("BYDAY", "MO").split(",")
     if parts.get("WKST", "MO") not in ("MO", "TU", "WE", "TH", "FR", "SA", "SU"):
-        raise ValueError(f"WKST={parts['WKST']} is not a weekday; allowed: MO to SU")
+        raise ValueError(f"WKST={shortened(parts['WKST'])} is not a weekday; allowed: MO to SU")
     for weekday in weekdays:
         found = _WEEKDAY.fullmatch(weekday)
         if not found or (found[1] and not 1 <= abs(int(found[1])) <= 53):  # noqa: PLR2004  # weeks
-            raise ValueError(f"BYDAY={weekday} is not a weekday; allowed: MO to SU, 1MO, -1FR")
+            raise ValueError(
+                f"BYDAY={shortened(weekday)} is not a weekday; allowed: MO to SU, 1MO, -1FR"
+            )
         if found[1] and frequency not in ("MONTHLY", "YEARLY"):
             raise ValueError(f"BYDAY={weekday} needs FREQ=MONTHLY or YEARLY")
     if "BYSETPOS" in parts and frequency in ("HOURLY", "MINUTELY"):
@@ -150,7 +153,7 @@ def _check_numbers(name: str, setting: str) -> None:
         size = abs(value) if value is not None and from_end else value
         if size is None or not lowest <= size <= highest:
             raise ValueError(
-                f"{name}={number} is out of range; allowed: {lowest} to {highest}"
+                f"{name}={shortened(number)} is out of range; allowed: {lowest} to {highest}"
                 + (", or counted from the end: -1" if from_end else "")
             )
 
@@ -168,9 +171,9 @@ def refuse_empty(rule: Rule, start: dt.datetime) -> None:
     try:
         found = next(iter(rrulestr(text)), None)
     except (ValueError, TypeError) as error:  # dateutil has no date for its interval and hours
-        raise ValueError(f"{rule.text()} names no date: {error}") from error
+        raise ValueError(f"{shortened(rule.text())} names no date: {error}") from error
     if found is None:
-        raise ValueError(f"{rule.text()} names a date that never comes")
+        raise ValueError(f"{shortened(rule.text())} names a date that never comes")
 
 
 def parse_date(value: str, parameters: dict[str, str], zone: ZoneInfo) -> dt.datetime:
@@ -186,7 +189,7 @@ def parse_date(value: str, parameters: dict[str, str], zone: ZoneInfo) -> dt.dat
     """
     unknown = parameters.keys() - {"TZID", "VALUE"}
     if unknown or parameters.get("VALUE", "DATE").upper() not in ("DATE", "DATE-TIME"):
-        raise ValueError(f"{value!r} has unknown parameters; allowed: TZID, VALUE=DATE")
+        raise ValueError(f"{shown(value)} has unknown parameters; allowed: TZID, VALUE=DATE")
     found = _DATE.fullmatch(value)
     try:
         if not found:
@@ -195,12 +198,14 @@ def parse_date(value: str, parameters: dict[str, str], zone: ZoneInfo) -> dt.dat
             f"{found[1]}T{found[2] or '0':0<6}", STAMP
         )
     except ValueError:
-        raise ValueError(f"{value!r} is not a date; allowed: 20270730T090000") from None
+        raise ValueError(f"{shown(value)} is not a date; allowed: 20270730T090000") from None
     name = "UTC" if found[3] else parameters.get("TZID")
     if name is None:
         return moment
     if not is_timezone(name):
-        raise ValueError(f"TZID={name} is not a time zone; allowed: IANA names, as Asia/Taipei")
+        raise ValueError(
+            f"TZID={shortened(name)} is not a time zone; allowed: IANA names, as Asia/Taipei"
+        )
     try:
         return moment.replace(tzinfo=ZoneInfo(name)).astimezone(zone).replace(tzinfo=None)
     except OverflowError:  # the end of the calendar: "for ever"

@@ -170,6 +170,13 @@ def concerns(schedule: Schedule) -> list[str]:
         runs = 24 * 3600 // schedule.seconds
         concern = f"every {schedule.seconds} s are {runs:,} runs a day, more than agents start"
         return [f"{concern} and a database should keep; let one run loop instead"]
+    if isinstance(schedule, RruleSchedule):
+        zone = ZoneInfo(schedule.timezone)
+        now = dt.datetime.now(dt.UTC).astimezone(zone).replace(tzinfo=None)
+        return [
+            f"EXDATE:{exception} leaves no run out: there is none at that time of the timezone"
+            for exception in recurrence.idle_exceptions(schedule.rrule, now)
+        ]
     if isinstance(schedule, CronSchedule) and (lost := cron.forgotten_dates(schedule.cron)):
         instead = "method: rrule with FREQ=MONTHLY and BYMONTHDAY"
         return [f"Prefect's server forgets {lost} in this cron; use {instead}"]

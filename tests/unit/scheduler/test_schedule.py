@@ -154,16 +154,21 @@ def test_odd_schedule_is_a_warning(schedule: Schedule, expected: str | None) -> 
         ("cron", "61 * * * *", "'61' in the field minute; allowed: 0 to 59"),
         ("cron", "0 24 * * *", "'24' in the field hour; allowed: 0 to 23"),
         ("cron", "0 0 * * 8", "'8' in the field weekday; allowed: 0 to 7"),
-        ("cron", "0 0 * * monday", "'MONDAY' in the field weekday"),
-        ("cron", "H * * * *", "'H' in the field minute"),
-        ("cron", "R * * * *", "'R' in the field minute"),
+        ("cron", "0 0 * * monday", "'MONDAY' in the field weekday; allowed: 0 to 7, sun to sat"),
+        ("cron", "0 0 1 january *", "'JANUARY' in the field month; allowed: 1 to 12, jan to dec"),
+        ("cron", "0 0 1 13 *", "'13' in the field month; allowed: 1 to 12, jan to dec"),
+        ("cron", "1E1 * * * *", "'1E1' in the field minute; allowed: 0 to 59"),
+        ("cron", "H * * * *", "'H' in the field minute; allowed: 0 to 59"),
+        ("cron", "0 R * * *", "'R' in the field hour; allowed: 0 to 23"),
         ("cron", "? * * * *", "'?' in the field minute"),
         ("cron", "*/0 * * * *", "steps count from 1"),
         ("cron", "0 22-4/3 * * *", "write a list"),
         ("cron", "0 9, * * *", "'' in the field hour"),
         ("cron", "٣ * * * *", "'٣' in the field minute"),
-        ("cron", "0 0 L-3 * *", "'L-3' in the field day of month"),
-        ("cron", "0 0 15W * *", "'15W' in the field day of month"),
+        ("cron", "0 0 L-3 * *", "'L-3' in the field day of month; allowed: 1 to 31, L (the last)"),
+        ("cron", "0 0 15W * *", "L (the last); for others method: rrule"),
+        ("cron", "0 0 LW * *", "L (the last); for others method: rrule"),
+        ("cron", "0 0 * * 1W", "5#2 (the second); for others method: rrule"),
         ("cron", "0 0 * * 5#6", "'5#6' in the field weekday"),
         ("cron", "0 0 * * 1,5#2", "a list with # or L may hold only such"),
         ("cron", "0 0 1 * 5#2", "use * for the day of the month, or method: rrule"),
@@ -210,6 +215,10 @@ def test_odd_schedule_is_a_warning(schedule: Schedule, expected: str | None) -> 
         ("rrule", "FREQ=DAILY;COLOUR=RED", "'COLOUR=RED' is not part of a recurrence rule"),
         ("rrule", "FREQ=DAILY;BYHOUR=9;BYHOUR=10", "BYHOUR is there twice"),
         ("rrule", "FREQ=DAILY;UNTIL=tomorrow", "'TOMORROW' is not a date"),
+        ("rrule", "FREQ=DAILY;UNTIL=2027-07-30T04:00:00Z", "'2027-07-30T04:00:00Z' is not a date"),
+        ("rrule", "FREQ=DAILY;BYHOUR=9:30", "BYHOUR=9:30 is out of range; allowed: 0 to 23"),
+        ("rrule", "FREQ=DAILY;BYHOUR=9\nDTEND:20200102", "'DTEND' is unknown; allowed: DTSTART,"),
+        ("rrule", "RRULE:FREQ=DAILY X-COLOUR;A=B:red", "'X-COLOUR' is unknown; allowed: DTSTART,"),
         ("rrule", "FREQ=DAILY;UNTIL=20270230", "'20270230' is not a date"),
         ("rrule", "DTSTART;TZID=Mars/Base:20270101T000000\nFREQ=DAILY", "is not a time zone"),
         ("rrule", "DTSTART;COLOUR=RED:20270101T000000\nFREQ=DAILY", "has unknown parameters"),
@@ -232,6 +241,34 @@ def test_schedule_that_would_harm_the_server_is_refused(
         PARSERS[method](value, "UTC")
     assert expected in str(caught.value)
     assert time.process_time() - begun < 2
+
+
+@pytest.mark.parametrize(
+    "rule",
+    ["{}", "FREQ={}", "FREQ=DAILY;{}", "FREQ=DAILY;BYHOUR={}", "FREQ=WEEKLY;BYDAY={}", "{}:1",
+     "FREQ=DAILY;WKST={}", "DTSTART:{}", "DTSTART;TZID={}:20260101", "DTSTART;VALUE={}:20260101"],
+)  # fmt: skip
+def test_long_nonsense_is_not_repeated(rule: str) -> None:
+    """Of what is thousands of characters long a message shows the beginning."""
+    for method in ("cron", "rrule"):
+        with pytest.raises(ScheduleError) as caught:
+            PARSERS[method](rule.format("X" * 5000), "UTC")
+        assert len(str(caught.value)) < 250
+
+
+def test_exception_that_leaves_no_run_out_is_a_warning() -> None:
+    """An EXDATE must be the very moment of a run, as the schedule's zone shows it."""
+    now = dt.datetime.now(dt.UTC)
+    day, next_day, past = (f"{now + n * DAY:%Y%m%d}" for n in (2, 3, -3))
+    rule = "DTSTART:20260101T010000Z\nRRULE:FREQ=DAILY\nEXDATE:"  # 09:00 in Taipei
+
+    def warnings(exceptions: str) -> list[str]:
+        return concerns(parse_rrule(f"{rule}{exceptions}", "Asia/Taipei"))
+
+    assert warnings(f"{day}T090000,{next_day}T010000Z,{past}") == []
+    (warning,) = warnings(f"{day}T090000,{next_day}")
+    assert warning.startswith(f"EXDATE:{next_day}T000000 leaves no run out")
+    assert len(warnings(f"{day}T080000,{next_day}T090001,99991231")) == 2
 
 
 def test_timezones_are_those_that_prefect_accepts() -> None:
