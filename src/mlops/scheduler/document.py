@@ -23,6 +23,7 @@ VALUES_LIMIT = 10_000
 # Prefect 3.8.8 takes larger numbers (1e20 too, which its database makes an integer), and from
 # then on answers every list with such a run with an internal error.
 NUMBER_LIMIT = 2**63
+TWICE = "is there twice"
 
 Location = tuple[str | int, ...]
 _Base: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml is ten times as fast
@@ -153,7 +154,7 @@ class _Reader:
                 continue
             if key in own:
                 self._mistake(
-                    key_node, (*location, key), f"is there twice, first in line {first_lines[key]}"
+                    key_node, (*location, key), f"{TWICE}, first in line {first_lines[key]}"
                 )
                 continue
             first_lines[key] = _line(key_node)
@@ -217,7 +218,7 @@ class _Reader:
                 node,
                 location,
                 "is a number of more than 64 bits, with which the Prefect server cannot list its "
-                "runs any more; write it as text in quotes",
+                "runs any more; quote it where text will do",
             )
         return value
 

@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from mlops.scheduler.document import TWICE, Document
 from mlops.scheduler.names import LENGTH_LIMIT, name_mistake, pool_name_mistake, tag_mistake
 from mlops.scheduler.timezones import timezone_mistake
 
@@ -234,6 +235,24 @@ class _EditorSchema(GenerateJsonSchema):
         if schema.get("default", ...) is None:
             return self.generate_inner(schema["schema"])
         return super().default_schema(schema)
+
+
+def without_unused(document: Document) -> Document:
+    """Return a file without what YAML does to values of methods that are not chosen.
+
+    Only the chosen one's value is used; a key that is there twice is a mistake all the same.
+    """
+    section = (document.content or {}).get("scheduler")
+    method = section.get("method") if isinstance(section, dict) else None
+    if method not in _METHODS:
+        return document
+    unused = [["scheduler", other] for other in _METHODS if other != method]
+    mistakes = [
+        mistake
+        for mistake in document.mistakes
+        if mistake.partition(": ")[0].split(".")[:2] not in unused or TWICE in mistake
+    ]
+    return document._replace(mistakes=mistakes)
 
 
 def json_schema() -> dict[str, Any]:

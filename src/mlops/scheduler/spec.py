@@ -8,7 +8,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlops.errors import MlopsError
 from mlops.scheduler.document import Document, DocumentError, read_document
-from mlops.scheduler.flow_yaml import FlowYaml, SchedulerSection
+from mlops.scheduler.flow_yaml import FlowYaml, SchedulerSection, without_unused
 from mlops.scheduler.schedule import (
     Schedule,
     ScheduleError,
@@ -118,7 +118,7 @@ def read_spec(folder: Path) -> FlowSpec:
     path = find_flow_yaml(folder)
     if path is None:
         raise MlopsError(f"{folder}: neither flow.yaml nor config/flow.yaml is there")
-    document = _load(path)
+    document = without_unused(_load(path))
     content, mistakes = _parse(document)
     section = content.scheduler if content else _scheduler_alone(document)
     schedule: Schedule | None = None

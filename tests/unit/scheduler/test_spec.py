@@ -70,6 +70,25 @@ def test_only_the_chosen_method_counts(tmp_path: Path, method: str, expected: ob
     assert read_spec(write_flow(tmp_path, text, code="prefect_flow.py")).schedule == expected
 
 
+@pytest.mark.parametrize(
+    ("method", "others"),
+    [
+        ("cron: '0 9 * * *'", "interval: 1:30, rrule: {a: 010}"),
+        ("interval: 60", "cron: 010, rrule: [.nan]"),
+        ("rrule: FREQ=DAILY", "cron: !!binary aGk=, interval: 99999999999999999999"),
+    ],
+)
+def test_value_that_is_not_used_may_be_anything(tmp_path: Path, method: str, others: str) -> None:
+    """What YAML makes of the values of the other methods is no mistake."""
+    name = method.partition(":")[0]
+    text = f"{DEPLOYMENT}scheduler: {{method: {name}, {method}, {others}}}\n"
+    assert read_spec(write_flow(tmp_path, text)).schedule is not None
+    (told,) = mistakes_of(
+        tmp_path, text.replace(others, f"{others}, {others.partition(':')[0]}: 1")
+    )
+    assert "is there twice" in told
+
+
 def test_scheduler_may_be_left_out(tmp_path: Path) -> None:
     """A flow without a scheduler section has no schedule."""
     assert read_spec(write_flow(tmp_path, DEPLOYMENT)).schedule is None
@@ -129,6 +148,10 @@ def test_scheduler_may_be_left_out(tmp_path: Path) -> None:
         (DEPLOYMENT + "parameters: [1]\n", "parameters: [1] (list) is not a mapping"),
         (DEPLOYMENT + "description: [1]\n", "description: [1] (list) is not text"),
         (DEPLOYMENT + "gpus: 1\ngpus: 2\n", "gpus: is there twice, first in line 5 (line 6)"),
+        (
+            DEPLOYMENT + "scheduler: {method: interval, interval: 1:30}\n",
+            "scheduler.interval: 1:30 is 90 for YAML",
+        ),
         (DEPLOYMENT + "gpus: !!set {1}\n", "gpus: set is no kind of value here"),
     ],
 )
