@@ -1,17 +1,20 @@
 """The format of flow.yaml as frozen models; its JSON Schema for editors is made from them."""
 
 import keyword
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     StrictInt,
     StrictStr,
     WithJsonSchema,
+    model_validator,
 )
 from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
@@ -19,7 +22,9 @@ from pydantic_core import core_schema
 
 from mlops.scheduler.document import TWICE, Document
 from mlops.scheduler.names import LENGTH_LIMIT, name_mistake, pool_name_mistake, tag_mistake
+from mlops.scheduler.schedule import INTERVAL_LIMIT_SECONDS
 from mlops.scheduler.timezones import timezone_mistake
+from mlops.scheduler.wording import shown
 
 CONCURRENCY_MAXIMUM = 2**31 - 1  # the server's column
 GPUS_MAXIMUM = 1024
@@ -34,30 +39,42 @@ def _refuse(find_mistake: Callable[[str], str | None]) -> AfterValidator:
     return AfterValidator(validate)
 
 
+# Alike for Python's `re` and for the regular expressions of editors.
+_PATH = r"[^\\\x00-\x1f\x7f]"
+_PART = rf"(?!({'|'.join(keyword.kwlist)})(\.|$))[^\W\d]\w*"
+_MODULE = rf"^{_PART}(\.{_PART})*$"
+_PYTHON = r"^3\.(9|[1-9][0-9]+)(\.(0|[1-9][0-9]*))?$"
+
+
 def _file_mistake(path: str) -> str | None:
-    if not path.isprintable() or "\\" in path:
-        return f"{path!r} is not a file's path; allowed: names with / between them"
+    if not path.isprintable() or not re.fullmatch(f"{_PATH}*", path):
+        return f"{shown(path)} is not a file's path; allowed: names with / between them"
     return None
 
 
 def _flow_file_mistake(path: str) -> str | None:
     if not path.endswith(".py"):
-        return f"{path!r} is not a Python file; allowed: a file whose name ends in .py"
+        return f"{shown(path)} is not a Python file; allowed: a file whose name ends in .py"
     return _file_mistake(path)
 
 
 def _module_mistake(name: str) -> str | None:
-    parts = name.split(".")
-    if all(part.isidentifier() and not keyword.iskeyword(part) for part in parts):
+    if re.fullmatch(_MODULE, name):
         return None
-    return f"{name!r} is not a module; allowed: names as in import, such as sklearn.svm"
+    return f"{shown(name)} is not a module; allowed: names as in import, such as sklearn.svm"
 
 
 def _python_mistake(version: str) -> str | None:
-    first, *rest = version.split(".")
-    if first == "3" and len(rest) in (1, 2) and all(p.isascii() and p.isdigit() for p in rest):
-        return None if int(rest[0]) >= 9 else f"{version!r} is too old for Prefect 3"  # noqa: PLR2004
-    return f'{version!r} is not a version; allowed: as in "3.12"'
+    if re.fullmatch(_PYTHON, version):
+        return None
+    if re.fullmatch(r"3\.[0-8](\..*)?", version):
+        return f"{shown(version)} is too old for Prefect 3; allowed: from 3.9 on"
+    return f'{shown(version)} is not a version; allowed: as in "3.12"'
+
+
+def _whole(value: object) -> object:
+    """Return 2 for 2.0: JSON, and editors with it, do not tell them apart."""
+    return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
 def _unique(values: tuple[str, ...]) -> tuple[str, ...]:
@@ -82,29 +99,33 @@ def _text_field(pattern: str = "", otherwise: str = "", limit: int = 0) -> Any:
     return Field(min_length=1, json_schema_extra={k: v for k, v in known.items() if v})
 
 
-_NAME = _text_field(r"^[^/%&<>?#]+$", "a name has none of / % & < > ? #", LENGTH_LIMIT)
-_PY_FILE = _text_field(r"\.py$", "a Python file's name ends in .py")
-_MODULE = _text_field(r"^[^\W\d]\w*(\.[^\W\d]\w*)*$", "a module as in import: sklearn.svm")
-_VERSION = _text_field(
-    r"^3\.(9|[1-9][0-9])(\.[0-9]+)?$", "a version from 3.9 on, in quotes: '3.12'"
-)
+_NAME_FIELD = _text_field(r"^[^/%&<>?#]+$", "a name has none of / % & < > ? #", LENGTH_LIMIT)
+_FLOW_FILE_FIELD = _text_field(rf"^{_PATH}*\.py$", "a Python file's name ends in .py")
+_FILE_FIELD = _text_field(f"^{_PATH}*$", "a path has / between its names")
+_MODULE_FIELD = _text_field(_MODULE, "a module as in import: sklearn.svm")
+_PYTHON_FIELD = _text_field(_PYTHON, "a version from 3.9 on, in quotes: '3.12'")
 
-Name = Annotated[StrictStr, _NAME, _refuse(name_mistake)]
-PoolName = Annotated[StrictStr, _NAME, _refuse(pool_name_mistake)]
+Name = Annotated[StrictStr, _NAME_FIELD, _refuse(name_mistake)]
+PoolName = Annotated[StrictStr, _NAME_FIELD, _refuse(pool_name_mistake)]
 Tag = Annotated[StrictStr, _text_field(limit=LENGTH_LIMIT), _refuse(tag_mistake)]
 FunctionName = Annotated[StrictStr, _text_field()]
-FlowFile = Annotated[StrictStr, _PY_FILE, _refuse(_flow_file_mistake)]
-FilePath = Annotated[StrictStr, _text_field(), _refuse(_file_mistake)]
-Module = Annotated[StrictStr, _MODULE, _refuse(_module_mistake)]
+FlowFile = Annotated[StrictStr, _FLOW_FILE_FIELD, _refuse(_flow_file_mistake)]
+FilePath = Annotated[StrictStr, _FILE_FIELD, _refuse(_file_mistake)]
+Module = Annotated[StrictStr, _MODULE_FIELD, _refuse(_module_mistake)]
 TimezoneName = Annotated[StrictStr, _text_field(), _refuse(timezone_mistake)]
-PythonVersion = Annotated[StrictStr, _VERSION, _refuse(_python_mistake)]
+PythonVersion = Annotated[StrictStr, _PYTHON_FIELD, _refuse(_python_mistake)]
+Whole = BeforeValidator(_whole)
 Unique = AfterValidator(_unique)
 _UNIQUE_ITEMS: dict[str, Any] = {"uniqueItems": True}
 
 # What a method's own value must be; the values of the other methods are not looked at.
 _METHODS: dict[str, dict[str, Any]] = {
-    "interval": {"type": "integer", "minimum": 1},
-    "cron": {"type": "string", "minLength": 1},
+    "interval": {"type": "integer", "minimum": 1, "maximum": INTERVAL_LIMIT_SECONDS},
+    "cron": {
+        "type": "string",
+        "pattern": r"^\s*\S+(\s+\S+){4}\s*$",
+        "patternErrorMessage": "five fields: minute, hour, day, month, weekday",
+    },
     "rrule": {"type": "string", "minLength": 1},
 }
 _METHOD_DEMANDS: dict[str, Any] = {
@@ -123,7 +144,16 @@ def _own_name(name: str, _field: FieldInfo | Any) -> str:
 
 
 class _Section(BaseModel):
+    """A key without a value is as one that is left out."""
+
     model_config = ConfigDict(frozen=True, extra="forbid", field_title_generator=_own_name)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out_blank(cls, value: object) -> object:
+        if not isinstance(value, dict):
+            return value
+        return {key: each for key, each in value.items() if each is not None}
 
 
 class DeploymentSection(_Section):
@@ -205,11 +235,14 @@ class FlowYaml(_Section):
         examples=[["example", "night"]],
         json_schema_extra=_UNIQUE_ITEMS,
     )
-    gpus: Annotated[StrictInt, Field(ge=0, le=GPUS_MAXIMUM)] = Field(
-        default=0, description="how many GPUs a run needs"
+    gpus: Annotated[StrictInt, Field(ge=0, le=GPUS_MAXIMUM), Whole] = Field(
+        default=0, description=f"how many GPUs a run needs, 0 to {GPUS_MAXIMUM}"
     )
-    concurrency_limit: Annotated[StrictInt, Field(ge=1, le=CONCURRENCY_MAXIMUM)] | None = Field(
-        default=None, description="how many runs at a time; left out: any number"
+    concurrency_limit: Annotated[StrictInt, Field(ge=1, le=CONCURRENCY_MAXIMUM), Whole] | None = (
+        Field(
+            default=None,
+            description=f"how many at a time, 1 to {CONCURRENCY_MAXIMUM}; left out: any number",
+        )
     )
     python: PythonVersion | None = Field(
         default=None,
@@ -229,12 +262,13 @@ class FlowYaml(_Section):
 
 
 class _EditorSchema(GenerateJsonSchema):
-    """Without defaults of null, which editors would fill in."""
+    """With null for what may be left out, without defaults of null, which editors would fill in."""
 
     def default_schema(self, schema: core_schema.WithDefaultSchema) -> JsonSchemaValue:
         if schema.get("default", ...) is None:
             return self.generate_inner(schema["schema"])
-        return super().default_schema(schema)
+        written = super().default_schema(schema)
+        return written | {"type": [written["type"], "null"]}
 
 
 def without_unused(document: Document) -> Document:

@@ -94,6 +94,8 @@ def parse_interval(seconds: object, timezone: str) -> IntervalSchedule:
     Raises:
         ScheduleError: It is not a whole number from 1 to ten years.
     """
+    if isinstance(seconds, float) and seconds.is_integer():
+        seconds = int(seconds)  # JSON does not tell 60.0 from 60
     whole = isinstance(seconds, int) and not isinstance(seconds, bool)
     if not whole or not 1 <= seconds <= INTERVAL_LIMIT_SECONDS:  # type: ignore[operator]
         raise ScheduleError(

@@ -30,9 +30,9 @@ def explain(  # noqa: C901  # one case for each kind of mistake
     match problem["type"]:
         case "extra_forbidden":
             known = _keys_at(root, location[:-1])
-            close = difflib.get_close_matches(str(location[-1]), known, 1)
-            meant = f"unknown key, did you mean {close[0]}?" if close else "unknown key"
-            wrong = f"{meant}; allowed: {', '.join(known)}"
+            meant = _meant(str(location[-1]), known)
+            wrong = f"unknown key, did you mean {meant}?" if meant else "unknown key"
+            wrong += f"; allowed: {', '.join(known)}"
         case "missing":
             wrong = f"is missing; required: {_described(root, location)}"
         case "literal_error":
@@ -58,6 +58,14 @@ def explain(  # noqa: C901  # one case for each kind of mistake
         case _:
             wrong = problem["msg"][0].lower() + problem["msg"][1:]
     return f"{dotted(location)}: {wrong}"
+
+
+def _meant(key: str, known: list[str]) -> str | None:
+    """Return the one known key that begins like this, or else the closest, in whatever case."""
+    spellings = {each.lower(): each for each in known}
+    longer = [each for each in spellings if each.startswith(key.lower())]
+    close = longer if len(longer) == 1 else difflib.get_close_matches(key.lower(), spellings, 1)
+    return spellings[close[0]] if close else None
 
 
 def _with_type(value: object, written: str | None) -> str:
@@ -92,7 +100,8 @@ def _keys_at(root: type[BaseModel], location: Location) -> list[str]:
 
 
 def _described(root: type[BaseModel], location: Location) -> str:
-    """Return what a key is for, or the keys of a section."""
+    """Return what a key is for, also of a list's item, or the keys of a section."""
+    location = tuple(part for part in location if isinstance(part, str))
     if keys := _keys_at(root, location):
         return ", ".join(keys)
     model = _model_at(root, location[:-1])

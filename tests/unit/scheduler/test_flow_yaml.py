@@ -24,7 +24,15 @@ GOOD = [
     DEPLOYMENT + "tags: [a/b, '1']\nwarm: [sklearn.svm, _x]\ngpus: 2\nconcurrency_limit: 1\n",
     DEPLOYMENT + "python: '3.12'\ndescription: x\nrequirements: flow.py\n",
     DEPLOYMENT + "python: '3.9.18'\n",
-    DEPLOYMENT + "description:\nconcurrency_limit:\n",
+    DEPLOYMENT + "python: '3.100'\n",
+    DEPLOYMENT + "gpus: 2.0\nconcurrency_limit: 1.0\n",
+    DEPLOYMENT + "scheduler: {method: interval, interval: 3600.0}\n",
+    DEPLOYMENT + "scheduler: {method: interval, interval: 315360000}\n",
+    DEPLOYMENT + "scheduler: {method: cron, cron: '  0 9  * * 1 ', interval: 010, rrule: .nan}\n",
+    DEPLOYMENT + "warm: [importlib, a.import_]\n",
+    DEPLOYMENT + "  pool_name:\n  queue_name:\nscheduler: {method: cron, cron: 0 9 * * *, rrule: ,"
+    " timezone: }\nRFS_NAME:\nparameters:\ndescription:\ntags:\ngpus:\nconcurrency_limit:\n"
+    "python:\nrequirements:\nwarm:\n",
 ]
 BAD = [
     "deployment: 3\n",
@@ -61,6 +69,23 @@ BAD = [
     DEPLOYMENT + "requirements: ''\n",
     DEPLOYMENT + "warm: [a-b]\n",
     DEPLOYMENT + "warm: torch\n",
+    DEPLOYMENT + "warm: [import]\n",
+    DEPLOYMENT + "warm: [a.class.b]\n",
+    DEPLOYMENT + "gpus: 1.5\n",
+    DEPLOYMENT + "gpus: yes\n",
+    DEPLOYMENT + "gpus: 1025\n",
+    DEPLOYMENT + "python: '3.011'\n",
+    DEPLOYMENT + "python: '3.12.01'\n",
+    DEPLOYMENT + "python: '3'\n",
+    DEPLOYMENT + "requirements: a\\b\n",
+    DEPLOYMENT.replace("flow.py", "a\\flow.py"),
+    DEPLOYMENT + "scheduler: {method: interval, interval: 315360001}\n",
+    DEPLOYMENT + "scheduler: {method: interval, interval: 1.5}\n",
+    DEPLOYMENT + "scheduler: {method: cron, cron: '* * *'}\n",
+    DEPLOYMENT + "scheduler: {method: cron, cron: '0 0 9 * * *'}\n",
+    DEPLOYMENT + "scheduler: {method: cron, cron: '@daily'}\n",
+    DEPLOYMENT + "scheduler: {method: cron, cron: }\n",
+    DEPLOYMENT + "scheduler: {method: }\n",
 ]
 # What only the whole check knows: files, time zones, the meaning of a schedule, reserved names.
 BEYOND_THE_SCHEMA = [

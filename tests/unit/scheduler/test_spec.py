@@ -101,6 +101,10 @@ def test_scheduler_may_be_left_out(tmp_path: Path) -> None:
             DEPLOYMENT.replace("flow_name", "flow_nam"),
             "deployment.flow_nam: unknown key, did you mean flow_name?; allowed: flow_py_name,",
         ),
+        (DEPLOYMENT + "param: {}\n", "param: unknown key, did you mean parameters?; allowed: RFS_"),
+        (DEPLOYMENT + "rfs_name: x\n", "rfs_name: unknown key, did you mean RFS_NAME?; allowed:"),
+        (DEPLOYMENT + "Tag: [x]\n", "Tag: unknown key, did you mean tags?; allowed: RFS_NAME"),
+        (DEPLOYMENT + "tags: ['']\n", "tags.0: is empty; required: labels to find it by"),
         (DEPLOYMENT + "color: red\n", "color: unknown key; allowed: RFS_NAME, deployment,"),
         (DEPLOYMENT.replace("d\n", "3\n"), "deployment.deploy_name: 3 (int) is not text; allowed:"),
         (DEPLOYMENT.replace("flow.py", "gone.py"), "gone.py is missing; allowed: flow.py"),
@@ -112,6 +116,7 @@ def test_scheduler_may_be_left_out(tmp_path: Path) -> None:
         (DEPLOYMENT + "gpus: -1\n", "gpus: -1 (int) is too small; allowed: from 0"),
         (DEPLOYMENT + "python: 3.12\n", "python: 3.12 (float) is not text; allowed: text (quote"),
         (DEPLOYMENT + "requirements: no.txt\n", "no.txt is missing"),
+        (DEPLOYMENT + "requirements: .\n", "is missing or no file"),
         (DEPLOYMENT + "requirements: ../x\n", "requirements: '../x' is outside of the flow folder"),
         (DEPLOYMENT + f"requirements: {'x' * 300}\n", "is missing"),
         (DEPLOYMENT.replace("flow.py", "flow.txt"), "allowed: a file whose name ends in .py"),
@@ -119,7 +124,7 @@ def test_scheduler_may_be_left_out(tmp_path: Path) -> None:
         (DEPLOYMENT.replace("d\n", "on\n"), "deploy_name: on (bool) is not text; allowed: text (q"),
         (DEPLOYMENT.replace("d\n", "1_000\n"), "deploy_name: 1_000 (int) is not text"),
         (DEPLOYMENT.replace("d\n", "1e3\n"), "deploy_name: 1e3 (float) is not text"),
-        (DEPLOYMENT.replace("d\n", "\n"), "deploy_name: nothing is not text"),
+        (DEPLOYMENT.replace("d\n", "\n"), "deploy_name: is missing; required: name of the deploy"),
         (DEPLOYMENT.replace("d\n", "''\n"), "deploy_name: is empty; required: name of the deploy"),
         (DEPLOYMENT.replace("d\n", "a/b\n"), "deploy_name: 'a/b' has the character '/'; allowed:"),
         (DEPLOYMENT + "  pool_name: Prefect x\n", "pool_name: 'Prefect x' starts with 'prefect'"),
@@ -129,11 +134,13 @@ def test_scheduler_may_be_left_out(tmp_path: Path) -> None:
             DEPLOYMENT + "python: 'three'\n",
             "python: 'three' is not a version; allowed: as in \"3.12",
         ),
-        (DEPLOYMENT + "python: '3.7'\n", "python: '3.7' is too old for Prefect 3"),
+        (DEPLOYMENT + "python: '3.7'\n", "python: '3.7' is too old for Prefect 3; allowed: from"),
+        (DEPLOYMENT + "deployment:\n", "deployment: is there twice"),
+        ("deployment:\n", "deployment: is missing; required: flow_py_name, flow_name, deploy_name"),
         (DEPLOYMENT + "tags: night\n", "tags: 'night' is not a list; allowed: a list, as in"),
         (DEPLOYMENT + "tags: [a, 2]\n", "tags.1: 2 (int) is not text"),
         (DEPLOYMENT + "tags: [a, b, a]\n", "tags: 'a' is there twice"),
-        (DEPLOYMENT + "gpus: two\n", "gpus: 'two' is not a whole number; allowed: how many GPUs"),
+        (DEPLOYMENT + "gpus: two\n", "allowed: how many GPUs a run needs, 0 to 1024"),
         (DEPLOYMENT + "gpus: 1.5\n", "gpus: 1.5 (float) is not a whole number"),
         (DEPLOYMENT + "gpus: yes\n", "gpus: yes (bool) is not a whole number"),
         (
@@ -212,6 +219,14 @@ warm: [sklearn.svm]
         "requirements": "flow.py",
         "warm": ("sklearn.svm",),
     }
+
+
+def test_key_without_a_value_is_left_out(tmp_path: Path) -> None:
+    """What is blank has its default, in every section."""
+    blank = "tags:\nparameters:\nwarm:\ngpus:\nrequirements:\nscheduler:\ndescription:\n"
+    text = f"{DEPLOYMENT}  pool_name:\n{blank}"
+    content = read_spec(write_flow(tmp_path, text)).content
+    assert content == read_spec(write_flow(tmp_path, DEPLOYMENT)).content
 
 
 def test_consequence_of_a_mistake_is_not_told_as_another(tmp_path: Path) -> None:
