@@ -212,9 +212,15 @@ def _answer(question: _Question, connection: "Connection[bytes, bytes]") -> NoRe
         schema = parameter_schema_from_entrypoint(f"{question.source}:{question.function}")
         answer = _Answer(parameters=schema.model_dump(mode="json"))
     except BaseException as error:  # noqa: BLE001  # whatever a module raises when it is imported
-        answer = _Answer(wrong=f"{type(error).__name__}: {error}")
+        answer = _Answer(wrong=f"{type(error).__name__}: {_in_one_line(error)}")
     connection.send_bytes(answer.to_bytes())
     os._exit(_ANSWERED)
+
+
+def _in_one_line(error: BaseException) -> str:
+    """Return an error's text without the pages of pydantic's that it points to."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    return " ".join(line for line in lines if line and not line.startswith("For further info"))
 
 
 def _ending(code: int, limit_seconds: float) -> str:

@@ -202,7 +202,7 @@ def _missing_files(folder: Path, content: FlowYaml) -> list[str]:
     if named and not _is_inside(folder, content.requirements):
         mistakes.append(f"requirements: {content.requirements!r} is outside of the flow folder")
     elif named and not _is_file(folder / content.requirements):
-        mistakes.append(f"requirements: {folder / content.requirements} is missing")
+        mistakes.append(f"requirements: {folder / content.requirements} is missing or no file")
     return mistakes
 
 

@@ -91,6 +91,26 @@ def test_code_that_hangs_or_ends_is_told_and_the_next_is_read(
     assert read_default(process, tmp_path, "1 + 1") == 2
 
 
+def test_error_of_several_lines_is_told_in_one(process: SignatureProcess, tmp_path: Path) -> None:
+    """What pydantic says of a model stands in the report as one mistake, without its web pages."""
+    (tmp_path / "models.py").write_text(
+        "from pydantic import BaseModel\n\n\nclass Model(BaseModel):\n    size: int\n\n\nModel()\n"
+    )
+    (tmp_path / "flow.py").write_text("import models\n\n\ndef main(): ...\n")
+    with pytest.raises(UnreadableError, match="1 validation error for Model size Field") as error:
+        process.read_schema(tmp_path / "flow.py", "main", ())
+    assert "\n" not in str(error.value)
+    assert "https://" not in str(error.value)
+
+
+def test_warning_of_a_library_is_not_printed(
+    process: SignatureProcess, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """What a flow's code and its libraries print while it is read reaches nobody."""
+    read_default(process, tmp_path, "[print('x'), print('x', file=sys.stderr)] and 1")
+    assert capfd.readouterr() == ("", "")
+
+
 def test_process_that_was_killed_is_started_again(
     process: SignatureProcess, tmp_path: Path
 ) -> None:
