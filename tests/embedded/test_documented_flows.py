@@ -10,6 +10,7 @@ import pytest
 import yaml
 from embedded.conftest import Platform
 from embedded.flow_folders import Servers, wait_for, write_flow
+from embedded.registered import MANIFEST
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "flow-yaml.md"
 # A block that is meant to be wrong comes after this mark, its mistakes in a text block below it.
@@ -23,6 +24,19 @@ deployment:
   flow_name: main
   deploy_name: {name}
 """
+# What the server holds of the examples with a schedule, by the deployments' names.
+SCHEDULES = {
+    "model_training": {
+        "rrule": "DTSTART:20200101T000000\nRRULE:FREQ=WEEKLY;BYDAY=MO,WE,FR;UNTIL=20270730T120000",
+        "timezone": "Asia/Taipei",
+    },
+    "holidays_off": {
+        "rrule": "DTSTART:20260105T090000\n"
+        "RRULE:FREQ=WEEKLY;BYDAY=MO,TH;UNTIL=21000101T005959\n"
+        "EXDATE:20261224T090000",
+        "timezone": "Europe/Berlin",
+    },
+}
 
 
 class Example(NamedTuple):
@@ -113,13 +127,24 @@ def test_example_arrives_on_the_server(
         if key in content:
             wanted = content[key]
             assert deployment[key] == (sorted(wanted) if key == "tags" else wanted)
-    parameters = json.loads(json.dumps(content.get("parameters", {}), default=str))
+    parameters = json.loads(
+        json.dumps(content.get("parameters", {}), default=lambda date: date.isoformat())
+    )
     if "rate" in parameters:
         parameters["rate"] = float(parameters["rate"])  # 1e-3 is text for PyYAML
     assert deployment["parameters"] == parameters
     assert deployment["work_pool_name"] == section.get("pool_name", "default-agent-pool")
     assert deployment["work_queue_name"] == section.get("queue_name", "default")
-    assert len(deployment["schedules"]) == ("scheduler" in content)
+    expected = [SCHEDULES[section["deploy_name"]]] if "scheduler" in content else []
+    assert [each["schedule"] for each in deployment["schedules"]] == expected
+    (pull_step,) = deployment["pull_steps"][0].values()
+    manifest = json.loads(servers.read(pull_step["bucket"], f"{pull_step['folder']}/{MANIFEST}"))
+    assert manifest["needs"] == {
+        "requirements": content.get("requirements", "requirements.txt"),
+        "python": content.get("python"),
+        "gpus": content.get("gpus", 0),
+        "warm": content.get("warm", []),
+    }
     limit = deployment["global_concurrency_limit"]
     assert (limit and limit["limit"]) == content.get("concurrency_limit")
 
