@@ -1,5 +1,6 @@
 """A file that a long-running process touches for as long as it is well, for Docker's checks."""
 
+import logging
 import time
 
 from mlops.errors import MlopsError
@@ -7,6 +8,8 @@ from mlops.settings import HeartbeatSettings
 
 INTERVAL_SECONDS = 5.0
 LIMIT_SECONDS = 60.0
+
+logger = logging.getLogger("mlops.heartbeat")
 
 
 class Heartbeat:
@@ -21,10 +24,16 @@ class Heartbeat:
         self._next = 0.0
 
     def beat(self) -> None:
-        """Note that the process is well; may be called often."""
+        """Note that the process is well; may be called often.
+
+        A file that cannot be written is logged, and ends nothing: Docker's check will fail.
+        """
         if self._file and time.monotonic() >= self._next:
-            self._file.touch()
             self._next = time.monotonic() + INTERVAL_SECONDS
+            try:
+                self._file.touch()
+            except OSError as error:
+                logger.warning("no heartbeat: %s", error)
 
 
 def check_heartbeat(settings: HeartbeatSettings) -> None:
@@ -37,7 +46,8 @@ def check_heartbeat(settings: HeartbeatSettings) -> None:
     if file is None:
         raise MlopsError("MLOPS_HEARTBEAT_FILE: not set", hint="name a file for the process, too")
     try:
-        age = time.time() - file.stat().st_mtime
+        # From the future it says as little: the clock was set back since.
+        age = abs(time.time() - file.stat().st_mtime)
     except OSError:
         raise MlopsError("has not reached its servers yet", hint="see its log") from None
     if age > LIMIT_SECONDS:
