@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from embedded.conftest import Platform, run_cli
 from embedded.flow_folders import Servers, wait_for, write_flow
+from embedded.small_disk import fill, small_disk
 
 POOL, QUEUE = "second-pool", "ml"
 
@@ -108,3 +109,28 @@ def test_agent_that_cannot_start_says_why(
     assert done.returncode == 1
     assert expected in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.requires("mount")
+def test_run_whose_code_does_not_fit_fails_with_the_reason(
+    platform: Platform, servers: Servers, tmp_path: Path
+) -> None:
+    """A full disk under a run's folder fails the run, which says so and leaves nothing there."""
+    folder = write_flow(tmp_path / "large", "pass")
+    (folder / "data.bin").write_bytes(os.urandom(2 << 20))
+    assert platform.cli("flows", "register", str(folder)).returncode == 0
+    deployment = servers.deployment("large")
+    with small_disk(tmp_path / "disk") as filler:
+        fill(filler, 1 << 20)
+        response = servers.prefect.post(
+            f"/deployments/{deployment['id']}/create_flow_run",
+            json={
+                "state": {"type": "SCHEDULED"},
+                "job_variables": {"working_dir": str(tmp_path / "disk")},
+            },
+        )
+        response.raise_for_status()
+        (run,) = wait_for(lambda: servers.flow_runs(deployment["id"], types=["FAILED"]), 90)
+        assert str(tmp_path / "disk") in run["state"]["message"]
+        assert "No space left on device" in run["state"]["message"]
+        assert list((tmp_path / "disk").iterdir()) == [filler]

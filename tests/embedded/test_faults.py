@@ -8,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
 
@@ -23,6 +22,7 @@ from embedded.registered import (
     complete_bundles,
     deployments,
 )
+from embedded.small_disk import fill, small_disk
 from fault_proxy import Fault, Request
 from s3_server import ACCESS_KEY, SECRET_KEY, open_bucket, serve_s3
 
@@ -32,7 +32,6 @@ SERVERS: tuple[Server, ...] = ("prefect", "s3")
 FROZEN: tuple[tuple[Server, int], ...] = (("prefect", 0), ("prefect", 4), ("s3", 0), ("s3", 3))
 FROZEN_LIMIT_SECONDS = 120  # what a user may have to wait before a frozen server is given up
 KILLS = 50
-DISK_BYTES = 8 << 20
 
 
 @pytest.fixture(scope="module")
@@ -120,23 +119,6 @@ def test_server_that_goes_away_at_any_request(
     assert done.returncode == 0, done.stderr
     for folder in folders:
         assert_registered(servers, folder)
-
-
-@contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """Mount a small file system on a new folder, and return a file that fills it."""
-    folder.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
-    subprocess.run(mount, check=True)
-    try:
-        yield folder / "filler"
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-
-
-def fill(filler: Path, spared_bytes: int) -> None:
-    """Leave that much space on a small disk."""
-    filler.write_bytes(bytes(DISK_BYTES - spared_bytes))
 
 
 @pytest.mark.requires("mount")

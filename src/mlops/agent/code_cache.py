@@ -5,10 +5,13 @@ import errno
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 
+import anyio
+import anyio.to_thread
 from pydantic import ValidationError
 
 from mlops.bundles import (
@@ -88,24 +91,46 @@ class CodeCache:
                 if view.stat().st_mtime < oldest:
                     shutil.rmtree(view, ignore_errors=True)
 
-    @contextmanager
-    def private_view(self, bundle: Path, parent: Path | None = None) -> Iterator[Path]:
+    @asynccontextmanager
+    async def private_view(self, bundle: Path, parent: Path | None = None) -> AsyncIterator[Path]:
         """Give a run a folder of its own with the bundle's files, which it may write to.
+
+        It is made and removed in threads: a bundle may be large, and the agent has other runs.
 
         Args:
             bundle: The shared folder.
             parent: Where to make it; default: in the cache.
+
+        Raises:
+            MlopsError: There is no room for it, or no right to make it.
         """
-        parent = parent or self._views
-        parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(dir=parent, prefix="run-"))
+        folder = await anyio.to_thread.run_sync(_copy, bundle, parent or self._views)
         try:
+            yield folder / "code"
+        finally:
+            with anyio.CancelScope(shield=True):
+                await anyio.to_thread.run_sync(partial(shutil.rmtree, folder, ignore_errors=True))
+
+
+def _copy(bundle: Path, parent: Path) -> Path:
+    """Return a new folder below `parent` with a writable copy of a bundle as `code`."""
+    try:
+        parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as on_failure:
+            folder = Path(tempfile.mkdtemp(dir=parent, prefix="run-"))
+            on_failure.callback(shutil.rmtree, folder, ignore_errors=True)
             view = folder / "code"
             shutil.copytree(bundle, view, ignore=shutil.ignore_patterns(MANIFEST_NAME))
             _set_writable(view, writable=True)
-            yield view
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
+            on_failure.pop_all()
+    except OSError as error:
+        # Of many files copytree tells everything; the first says enough.
+        reason = error.args[0][0][2] if isinstance(error, shutil.Error) else error.strerror
+        raise MlopsError(
+            f"{parent}: the run's copy of the code cannot be made: {reason}",
+            hint="give the agent room to write there",
+        ) from error
+    return folder
 
 
 def _read_cached(folder: Path, content_hash: str) -> Manifest | None:

@@ -244,7 +244,7 @@ class Agent(ProcessWorker):
         logger = self.get_flow_run_logger(context.flow_run)
         environment = await self._build_environment(context.flow_run, spec, logger.info)
         stack.enter_context(self._environments.lease(environment))
-        view = stack.enter_context(
+        view = await stack.enter_async_context(
             self._code.private_view(folder, parent=configuration.working_dir)
         )
         configuration.working_dir = view

@@ -1,12 +1,18 @@
 """The cache of code, against a real S3 server."""
 
 import os
+import shutil
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import anyio
 import pytest
 
 from mlops.agent.code_cache import CodeCache
 from mlops.bundles import MANIFEST_NAME, BundleError, EnvironmentNeeds, prefix_of
+from mlops.errors import MlopsError
 from mlops.scheduler.flow_files import read_folder
 from mlops.scheduler.upload import missing_files, upload
 from mlops.storage import ObjectStore
@@ -47,14 +53,62 @@ def test_bundle_is_downloaded_once_and_read_only(
 def test_view_is_private_and_removed(store: ObjectStore, prefix: str, cache: CodeCache) -> None:
     """What a run writes stays in its own view, which goes with it."""
     folder, _ = cache.ensure(store, prefix)
-    with cache.private_view(folder) as view, cache.private_view(folder) as other:
-        (view / "flow.py").write_text("mine")
-        (view / "sub" / "new").write_text("mine")
-        assert (other / "flow.py").read_text().startswith("print")
-        assert not (view / MANIFEST_NAME).exists()
-    assert not view.exists()
+
+    async def use() -> Path:
+        async with cache.private_view(folder) as view, cache.private_view(folder) as other:
+            (view / "flow.py").write_text("mine")
+            (view / "sub" / "new").write_text("mine")
+            assert (other / "flow.py").read_text().startswith("print")
+            assert not (view / MANIFEST_NAME).exists()
+        return view
+
+    assert not anyio.run(use).exists()
     assert (folder / "flow.py").read_text().startswith("print")
     assert not (folder / "sub" / "new").exists()
+
+
+def test_view_holds_up_nothing_else(
+    tmp_path: Path, cache: CodeCache, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A view is copied and removed, however large it is, outside the agent's own thread."""
+    threads = []
+
+    def noted(work: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **named: Any) -> Any:
+            threads.append(threading.current_thread())
+            return work(*arguments, **named)
+
+        return call
+
+    async def use() -> None:
+        async with cache.private_view(tmp_path / "bundle"):
+            assert len(threads) == 1
+
+    (tmp_path / "bundle").mkdir()
+    for name in ("copytree", "rmtree"):
+        monkeypatch.setattr(shutil, name, noted(getattr(shutil, name)))
+    anyio.run(use)
+    assert len(threads) == 2
+    assert threading.main_thread() not in threads
+
+
+@pytest.mark.parametrize("obstacle", ["parent", "file"])
+def test_view_that_cannot_be_made_is_told(tmp_path: Path, cache: CodeCache, obstacle: str) -> None:
+    """What is in the way of a run's copy is named, and no part of the copy is kept."""
+    bundle, parent = tmp_path / "bundle", tmp_path / "parent"
+    bundle.mkdir()
+    if obstacle == "parent":
+        parent.touch()
+    else:
+        (bundle / "gone").symlink_to("nothing")
+
+    async def use() -> None:
+        async with cache.private_view(bundle, parent):
+            pass
+
+    with pytest.raises(MlopsError, match=r"parent: the run's copy of the code cannot be made: \S"):
+        anyio.run(use)
+    assert obstacle == "parent" or not any(parent.iterdir())
 
 
 def test_damaged_object_is_refused(store: ObjectStore, prefix: str, cache: CodeCache) -> None:
