@@ -29,6 +29,22 @@ def main():
 """
 OPEN = "mlflow.start_run(); "
 SLEEP = "time.sleep(120)"
+KILL = "os.kill(os.getpid(), signal.SIGKILL)"
+KILLED = "the flow's process was killed by SIGKILL; want of memory is the usual cause"
+# A task and a subflow, whose log says that they are finished in the words of the flow's own.
+PARTS = """\
+from prefect import flow, task
+
+
+@task
+def step():
+    pass
+
+
+@flow
+def subflow():
+    pass
+"""
 # The process enters a memory cgroup of its own, with less room than it then asks for.
 PREFECTS_WORDS = (
     "Process exited with status code",
@@ -82,10 +98,8 @@ CASES = {
         imports="os._exit(0)",
     ),
     "killed": Case(
-        f"{OPEN}os.kill(os.getpid(), signal.SIGKILL)",
-        "CRASHED",
-        "Crashed",
-        "the flow's process was killed by SIGKILL; want of memory is the usual cause",
+        f"{OPEN}{KILL}",
+        *("CRASHED", "Crashed", KILLED),
         ["KILLED"],
     ),
     "segfaults": Case(
@@ -100,9 +114,9 @@ CASES = {
     ),
     "too-slow": Case(
         f"{OPEN}{SLEEP}",
-        *("FAILED", "TimedOut", "Flow run exceeded timeout of 2.0 second(s)"),
+        *("FAILED", "TimedOut", "Flow run exceeded timeout of 10.0 second(s)"),
         ["FAILED"],
-        options=", timeout_seconds=2",
+        options=", timeout_seconds=10",
     ),
     "cancelled": Case(
         f"child = subprocess.Popen(['sleep', '123']); {OPEN}{SLEEP}",
@@ -231,9 +245,13 @@ class Endings:
                 continue
         return found
 
+    def log(self, name: str) -> str:
+        """Return a run's Prefect log as it is now."""
+        return self._servers.log(self.ids[name])
+
     def log_line(self, name: str, text: str) -> str:
         """Wait for a line with a text in a run's Prefect log."""
-        return wait_for(lambda: text in self._servers.log(self.ids[name]) and text, 30) or ""
+        return wait_for(lambda: text in self.log(name) and text, 30) or ""
 
 
 @pytest.fixture(scope="module")
@@ -401,6 +419,28 @@ def test_what_a_killed_agent_left_is_mended(
     assert mended.state(name) == expected
     wait_for(lambda: mended.mlflow_ends(name, [mlflow]), 40)
     wait_for(lambda: not mended.processes(name), 15)
+
+
+def test_mlflow_run_that_ended_before_a_kill_stays_as_it_is(ended: Endings) -> None:
+    """The end of a task or of a subflow, which Prefect logs too, is not taken for the flow's."""
+    wait = "[time.sleep(0.2) for _ in iter(Path('{folder}/logged').exists, True)]"
+    body = f"subflow(); step(); {wait}; {OPEN}mlflow.end_run(); {OPEN}{KILL}"
+    ended.register({"parts": Case(body, "", "", "", [], imports=PARTS)})
+    ended.start("parts")
+    wait_for(lambda: "Finished in state" in ended.log("parts"), 90)
+    (ended.folder / "logged").touch()
+    assert ended.state("parts") == ("CRASHED", "Crashed", KILLED)
+    ended.log_line("parts", "MLflow runs that were open are KILLED now: 1")
+    assert ended.mlflow_ends("parts", ["FINISHED", "KILLED"])
+
+
+def test_run_that_logs_nothing_to_prefect_ends_right(ended: Endings) -> None:
+    """Without a log to look into, the state's own time tells which MLflow runs were open."""
+    body = f"{OPEN}mlflow.end_run(); {OPEN}sys.exit(3)"
+    ended.register({"silent": Case(body, "", "", "", [])})
+    ended.start("silent", PREFECT_LOGGING_TO_API_ENABLED="false")
+    wait_for(lambda: ended.run("silent")["state_type"] == "CRASHED", 90)
+    wait_for(lambda: ended.mlflow_ends("silent", ["FINISHED", "KILLED"]), 20)
 
 
 @pytest.fixture

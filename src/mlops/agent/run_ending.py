@@ -133,7 +133,7 @@ class RunEnding:
         ended_well = [run for run in runs if run.status == "FINISHED"]
         if ended_well and status != "FINISHED":
             # At the interpreter's exit MLflow itself ends what is open as FINISHED.
-            engine_ended_ms = await _engine_ended_ms(client, attempt)
+            engine_ended_ms = await _engine_ended_ms(client, flow_run, attempt)
             unfinished += [run for run in ended_well if run.ended_after(engine_ended_ms)]
         for run in unfinished:
             end: Callable[[], None] = partial(self._mlflow.end_run, run, status)
@@ -160,15 +160,18 @@ def _final_state(flow_run: FlowRun, reason: str | ProcessEnd) -> State[None] | N
         return None
     if state.is_cancelling():
         return Cancelled(message="cancelled, and its process is gone")
-    told_by_worker = state.is_crashed() and (state.message or "").startswith(WORKERS_WORDS)
     # A retry that was to happen in the same process will never be picked up by another.
     # Source: get-runs-from-worker-queues.sql of Prefect's server.
     lost_retry = state.is_scheduled() and flow_run.empirical_policy.retry_type == "in_process"
     untold = state.is_running() or state.is_pending() or lost_retry
-    if not untold and not (told_by_worker and isinstance(reason, ProcessEnd)):
+    if not untold and not (_is_told_by_worker(state) and isinstance(reason, ProcessEnd)):
         return None
     when = "" if flow_run.start_time else " before the flow began"
     return Crashed(message=f"{reason}{when}")
+
+
+def _is_told_by_worker(state: State) -> bool:
+    return state.is_crashed() and (state.message or "").startswith(WORKERS_WORDS)
 
 
 async def _exit_state(
@@ -183,21 +186,29 @@ async def _exit_state(
     return Crashed(message=f"the flow called sys.exit({match[1] or ''})") if match else None
 
 
-async def _engine_ended_ms(client: PrefectClient, attempt: Attempt) -> float | None:
+async def _engine_ended_ms(
+    client: PrefectClient, flow_run: FlowRun, attempt: Attempt
+) -> float | None:
     """Return when the engine was done with the flow, in milliseconds since the epoch.
 
     None if it never came so far.
     """
-    log = await _find_log(client, attempt, ENGINES_LAST_WORDS)
-    return log.timestamp.timestamp() * 1000 if log else None
+    if log := await _find_log(client, attempt, ENGINES_LAST_WORDS):
+        return log.timestamp.timestamp() * 1000
+    state = flow_run.state
+    if state and state.is_final() and not _is_told_by_worker(state):
+        # The run does not log to Prefect, or its words are late: by the server's clock.
+        return state.timestamp.timestamp() * 1000
+    return None
 
 
 async def _find_log(
     client: PrefectClient, attempt: Attempt, pattern: re.Pattern[str]
 ) -> Log | None:
-    """Return the newest line of an attempt's log that a pattern is found in, or None.
+    """Return the newest line of the flow itself that a pattern is found in, or None.
 
-    The process sends its last lines when it exits, and the server stores them a moment later.
+    Its tasks log below the same flow run, and end in the engine's words too. The process sends its
+    last lines when it exits, and the server stores them a moment later.
     """
     query = LogFilter(
         flow_run_id=LogFilterFlowRunId(any_=[attempt.flow_run_id]),
@@ -206,7 +217,7 @@ async def _find_log(
     for _ in range(LOG_TRIES):
         logs = await client.read_logs(query, limit=LOG_PAGE, sort=LogSort.TIMESTAMP_DESC)
         for log in logs:
-            if pattern.search(log.message):
+            if log.task_run_id is None and pattern.search(log.message):
                 return log
         await anyio.sleep(LOG_RETRY_SECONDS)
     return None
