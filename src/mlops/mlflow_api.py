@@ -102,13 +102,15 @@ class MlflowApi:
         return [LoggedRun.model_validate(run["info"]) for run in self._search_runs(tag, value)]
 
     def end_run(self, run: LoggedRun, status: str) -> None:
-        """Give a run its last status, and an end unless it has one.
+        """Give a run its last status, and an end unless it has ended before.
 
         Args:
             run: The run.
             status: `FINISHED`, `FAILED` or `KILLED`.
         """
-        end_time = run.end_time or time.time_ns() // 1_000_000
+        now = time.time_ns() // 1_000_000
+        # One that was opened again still has the end that it had before.
+        end_time = now if run.is_open else run.end_time or now
         update = {"run_id": run.run_id, "status": status, "end_time": end_time}
         self._call("POST", "/runs/update", json=update)
 

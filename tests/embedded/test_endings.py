@@ -443,6 +443,49 @@ def test_run_that_logs_nothing_to_prefect_ends_right(ended: Endings) -> None:
     wait_for(lambda: ended.mlflow_ends("silent", ["FINISHED", "KILLED"]), 20)
 
 
+def test_mlflow_runs_that_a_flow_creates_or_resumes_are_ended(
+    servers: Servers, ended: Endings
+) -> None:
+    """Whatever way the flow opened them; those that others have open are left alone."""
+    experiment = servers.mlflow.get(
+        "/experiments/get-by-name", params={"experiment_name": "endings"}
+    ).json()["experiment"]["experiment_id"]
+
+    def create(**update: Any) -> str:
+        """Create a run from outside, and update it."""
+        run = servers.mlflow.post("/runs/create", json={"experiment_id": experiment}).json()["run"]
+        run_id: str = run["info"]["run_id"]
+        servers.mlflow.post("/runs/update", json={"run_id": run_id} | update).raise_for_status()
+        return run_id
+
+    def read(run_id: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """Return a run's facts and its tags."""
+        run = servers.mlflow.get("/runs/get", params={"run_id": run_id}).json()["run"]
+        return run["info"], {tag["key"]: tag["value"] for tag in run["data"].get("tags", [])}
+
+    by_argument, by_variable = (create(status="FINISHED", end_time=1) for _ in range(2))
+    open_before = create(status="RUNNING")
+    body = (
+        f"mlflow.MlflowClient().create_run({experiment!r}, tags={{'own': 'tag'}}); "
+        f"mlflow.start_run({by_argument!r}); mlflow.start_run(nested=True); "
+        f"mlflow.start_run({open_before!r}, nested=True); {KILL}"
+    )
+    ended.register({"resumes": Case(body, "", "", "", [])})
+    ended.start("resumes", MLFLOW_RUN_ID=by_variable)
+    assert ended.state("resumes") == ("CRASHED", "Crashed", KILLED)
+    wait_for(lambda: ended.mlflow_ends("resumes", ["KILLED"]), 20)
+    (created,) = ended.mlflow_runs("resumes")
+    assert {"key": "own", "value": "tag"} in created["data"]["tags"]
+    for run_id in (by_argument, by_variable):
+        info, tags = read(run_id)
+        assert info["status"] == "KILLED"
+        assert info["end_time"] > 1
+        assert tags["mlops.attempt"] == ended.run("resumes")["labels"]["mlops.attempt"]
+    info, tags = read(open_before)
+    assert info["status"] == "RUNNING"
+    assert "mlops.attempt" not in tags
+
+
 @pytest.fixture
 def small_cgroup() -> Iterator[Path]:
     """A memory cgroup with room for a flow and not much more."""

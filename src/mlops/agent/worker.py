@@ -26,6 +26,7 @@ from prefect.workers.process import (
     ProcessWorkerResult,
 )
 
+from mlops.agent import flow_process
 from mlops.agent.attempts import Attempt, AttemptJournal, OpenAttempt
 from mlops.agent.code_cache import CodeCache
 from mlops.agent.environments import Environment, EnvironmentCache, EnvironmentSpec
@@ -248,7 +249,7 @@ class Agent(ProcessWorker):
             self._code.private_view(folder, parent=configuration.working_dir)
         )
         configuration.working_dir = view
-        configuration.use_command([str(environment.python), "-m", "prefect.engine"])
+        configuration.use_command([str(environment.python), flow_process.__file__])
         configuration.env |= own_environment(environment, context.entrypoint(view))
 
     async def _build_environment(
