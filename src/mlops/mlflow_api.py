@@ -173,7 +173,13 @@ class MlflowApi:
             )
         if response.is_error:
             raise MlopsError(f"{self._url}: {method} {path}: {response.text[:500]}")
-        body: dict[str, Any] = response.json()
+        try:
+            body: dict[str, Any] = response.json()
+        except ValueError as error:
+            raise MlopsError(
+                f"{self._url}: {method} {path}: is no answer of MLflow: {response.text[:100]!r}",
+                hint="check MLFLOW_TRACKING_URI",
+            ) from error
         return body
 
 

@@ -102,6 +102,11 @@ CASES = {
         *("CRASHED", "Crashed", KILLED),
         ["KILLED"],
     ),
+    "killed-before-a-child": Case(  # which keeps the output open, and is ended
+        f"subprocess.Popen(['sleep', '600']); {OPEN}{KILL}",
+        *("CRASHED", "Crashed", KILLED),
+        ["KILLED"],
+    ),
     "segfaults": Case(
         f"{OPEN}os.kill(os.getpid(), signal.SIGSEGV)",
         *("CRASHED", "Crashed", "the flow's process was killed by SIGSEGV"),
@@ -140,6 +145,12 @@ ORPHANS = {
         "orphan-alive": "[time.sleep(0.2) for _ in iter(Path('{folder}/go-on').exists, True)]",
         "mlflow-away": "os._exit(3)",
     }.items()
+} | {
+    "orphan-retrying": Case(  # which its own process would do, and nobody else
+        f"{OPEN}raise ValueError('again')",
+        *("", "", "", []),
+        options=", retries=1, retry_delay_seconds=900",
+    )
 }
 
 
@@ -298,17 +309,19 @@ def orphans(endings: Endings, agents: Agents) -> Endings:
     agent = agents.start(MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     try:
         # Alone at first: it compiles what all the others import.
-        for names in (["mlflow-away"], ["orphan-gone", "orphan-alive", "orphan-cancelled"]):
+        for names in (["mlflow-away"], [n for n in ORPHANS if n != "mlflow-away"]):
             endings.start(*names, MLFLOW_TRACKING_URI=agents.tracking_uri)
             wait_for(lambda names=names: endings.mlflow_runs(names[0]), 90)  # type: ignore[misc]
         endings.log_line("mlflow-away", "could not be ended and will be")
         for name in ("orphan-alive", "orphan-cancelled"):
             wait_for(lambda name=name: endings.mlflow_runs(name), 60)  # type: ignore[misc]
+        wait_for(lambda: endings.run("orphan-retrying")["state_name"] == "AwaitingRetry", 60)
     finally:
         agent.kill()
         agent.wait()
-    for process in endings.processes("orphan-gone"):
-        process.kill()
+    for name in ("orphan-gone", "orphan-retrying"):
+        for process in endings.processes(name):
+            process.kill()
     endings.cancel("orphan-cancelled")
     return endings
 
@@ -396,6 +409,15 @@ def test_ordinary_deployments_run_is_ended_too(
             "KILLED",
         ),
         (
+            "orphan-retrying",
+            (
+                "CRASHED",
+                "Crashed",
+                "the flow's process is gone, and no agent saw how it ended",
+            ),
+            "KILLED",
+        ),
+        (
             "orphan-cancelled",
             ("CANCELLED", "Cancelled", "cancelled, and its process is gone"),
             "KILLED",
@@ -441,6 +463,19 @@ def test_run_that_logs_nothing_to_prefect_ends_right(ended: Endings) -> None:
     ended.start("silent", PREFECT_LOGGING_TO_API_ENABLED="false")
     wait_for(lambda: ended.run("silent")["state_type"] == "CRASHED", 90)
     wait_for(lambda: ended.mlflow_ends("silent", ["FINISHED", "KILLED"]), 20)
+
+
+def test_process_of_a_deleted_run_leaves_no_child(servers: Servers, ended: Endings) -> None:
+    """Children of a process that is killed are ended although the run is gone from Prefect."""
+    body = f"subprocess.Popen(['sleep', '600']); {OPEN}{SLEEP}"
+    ended.register({"deleted": Case(body, "", "", "", [])})
+    ended.start("deleted")
+    wait_for(lambda: ended.mlflow_runs("deleted"), 90)
+    servers.prefect.delete(f"/flow_runs/{ended.ids['deleted']}").raise_for_status()
+    for process in ended.processes("deleted"):
+        if process.name() != "sleep":
+            process.kill()
+    wait_for(lambda: not ended.processes("deleted"), 30)
 
 
 def test_mlflow_runs_that_a_flow_creates_or_resumes_are_ended(

@@ -2,7 +2,6 @@
 
 import anyio
 import anyio.to_thread
-import httpx
 from prefect.client.orchestration import PrefectClient, get_client
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_logger
@@ -27,23 +26,26 @@ async def recover_regularly(journal: AttemptJournal, ending: RunEnding) -> None:
         ending: Ends them.
     """
     while True:
-        with journal.abandoned() as attempts:
-            for opened in attempts:
-                try:
-                    async with get_client() as client:
-                        await _recover(client, opened, ending)
-                except httpx.HTTPError as error:
-                    run = opened.attempt.flow_run_id
-                    logger.warning("flow run %s could not be ended yet: %s", run, error)
+        try:
+            with journal.abandoned() as attempts:
+                for opened in attempts:
+                    await _recover(opened, ending)
+        except OSError as error:
+            logger.warning("the attempts of this host cannot be read: %s", error)
         await anyio.sleep(RECOVERY_SECONDS)
 
 
-async def _recover(client: PrefectClient, opened: OpenAttempt, ending: RunEnding) -> None:
-    if await anyio.to_thread.run_sync(is_running, opened.attempt):
-        if not await _is_cancelling(client, opened):
-            return
-        await anyio.to_thread.run_sync(end_processes, opened.attempt)
-    await ending.conclude(client, opened, REASON)
+async def _recover(opened: OpenAttempt, ending: RunEnding) -> None:
+    try:
+        async with get_client() as client:
+            if await anyio.to_thread.run_sync(is_running, opened.attempt):
+                if not await _is_cancelling(client, opened):
+                    return
+                await anyio.to_thread.run_sync(end_processes, opened.attempt)
+            await ending.conclude(client, opened, REASON)
+    except Exception as error:  # noqa: BLE001  # nothing in one run may stop the others' end
+        run, kind = opened.attempt.flow_run_id, type(error).__name__
+        logger.warning("flow run %s could not be ended yet: %s: %s", run, kind, error)
 
 
 async def _is_cancelling(client: PrefectClient, opened: OpenAttempt) -> bool:

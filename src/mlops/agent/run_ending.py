@@ -13,6 +13,7 @@ from functools import partial
 
 import anyio
 import anyio.to_thread
+import httpx
 from prefect.client.orchestration import PrefectClient
 from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFilterTimestamp
 from prefect.client.schemas.objects import FlowRun, Log, State, StateType
@@ -28,6 +29,8 @@ from mlops.errors import MlopsError
 from mlops.mlflow_api import LoggedRun, MlflowApi
 from mlops.settings import MlflowSettings
 
+# What Prefect's client raises when the server does not answer, or something else in its place.
+NO_ANSWER = (httpx.HTTPError, ValueError)
 MLFLOW_TIMEOUT_SECONDS = 10.0  # the run holds its place on this agent meanwhile
 MLFLOW_STATUS = {
     StateType.COMPLETED: "FINISHED",  # of runs below each other MLflow's exit hook ends only one
@@ -83,6 +86,7 @@ class RunEnding:
 
     def __init__(self, settings: MlflowSettings) -> None:
         self._mlflow = MlflowApi(settings, timeout_seconds=MLFLOW_TIMEOUT_SECONDS)
+        self._told: set[str] = set()  # attempts whose runs' logs say that MLflow is away
 
     async def conclude(
         self, client: PrefectClient, opened: OpenAttempt, reason: str | ProcessEnd
@@ -98,31 +102,29 @@ class RunEnding:
 
         Raises:
             httpx.HTTPError: Prefect does not answer; the attempt stays open.
+            ValueError: What answers is not Prefect; likewise.
         """
         attempt = opened.attempt
         try:
             flow_run = await client.read_flow_run(attempt.flow_run_id)
+            status = await _tell_prefect(client, flow_run, attempt, reason)
         except ObjectNotFound:  # deleted in the UI
             opened.close()
             return
-        status: str | None = "KILLED"
-        if _is_current(flow_run, attempt):
-            state = _final_state(flow_run, reason) or await _exit_state(client, flow_run, attempt)
-            if state is not None:
-                await client.set_flow_run_state(flow_run.id, state, force=True)
-            state = state or flow_run.state
-            status = MLFLOW_STATUS.get(state.type) if state else None
-            if state and (state.is_crashed() or state.is_cancelled()):
-                await anyio.to_thread.run_sync(end_processes, attempt)
         if status is not None and attempt.pid is not None:
             try:
                 await self._end_mlflow_runs(client, flow_run, attempt, status)
             except MlopsError as error:
-                flow_run_logger(flow_run).warning(
-                    "its open MLflow runs could not be ended and will be, later: %s", error.message
-                )
+                self._tell_once(flow_run, attempt, error)
                 return
         opened.close()
+
+    def _tell_once(self, flow_run: FlowRun, attempt: Attempt, error: MlopsError) -> None:
+        if attempt.name not in self._told:
+            self._told.add(attempt.name)
+            flow_run_logger(flow_run).warning(
+                "its open MLflow runs could not be ended and will be, later: %s", error.message
+            )
 
     async def _end_mlflow_runs(
         self, client: PrefectClient, flow_run: FlowRun, attempt: Attempt, status: str
@@ -142,6 +144,21 @@ class RunEnding:
             flow_run_logger(flow_run).info(
                 "MLflow runs that were open are %s now: %d", status, len(unfinished)
             )
+
+
+async def _tell_prefect(
+    client: PrefectClient, flow_run: FlowRun, attempt: Attempt, reason: str | ProcessEnd
+) -> str | None:
+    """Bring a flow run to its end; return the status of MLflow runs to go with it, if any."""
+    if not _is_current(flow_run, attempt):
+        return "KILLED"
+    state = _final_state(flow_run, reason) or await _exit_state(client, flow_run, attempt)
+    if state is not None:
+        await client.set_flow_run_state(flow_run.id, state, force=True)
+    state = state or flow_run.state
+    if state and (state.is_crashed() or state.is_cancelled()):
+        await anyio.to_thread.run_sync(end_processes, attempt)
+    return MLFLOW_STATUS.get(state.type) if state else None
 
 
 def _is_current(flow_run: FlowRun, attempt: Attempt) -> bool:

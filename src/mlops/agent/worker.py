@@ -16,8 +16,8 @@ from typing import Any
 import anyio
 import anyio.abc
 import anyio.to_thread
-import httpx
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Failed
 from prefect.utilities.processutils import command_to_string
 from prefect.workers.process import (
@@ -33,7 +33,7 @@ from mlops.agent.environments import Environment, EnvironmentCache, EnvironmentS
 from mlops.agent.out_of_memory import OutOfMemoryWatch
 from mlops.agent.recovery import recover_regularly
 from mlops.agent.run_context import BundleSource, RunContext, own_environment
-from mlops.agent.run_ending import ProcessEnd, RunEnding
+from mlops.agent.run_ending import NO_ANSWER, ProcessEnd, RunEnding
 from mlops.agent.run_processes import end_processes
 from mlops.errors import MlopsError
 from mlops.heartbeat import Heartbeat
@@ -189,19 +189,25 @@ class Agent(ProcessWorker):
         that was killed would stay Running as long.
         """
         while True:
-            with contextlib.suppress(httpx.HTTPError):  # asked again soon
-                state = (await self.client.read_flow_run(attempt.flow_run_id)).state
-                if state is None or not state.is_completed():
+            with contextlib.suppress(*NO_ANSWER):  # asked again soon
+                if not await self._has_completed(attempt):
                     await anyio.to_thread.run_sync(end_processes, attempt)
                 return
             await anyio.sleep(CANCEL_POLL_SECONDS)
+
+    async def _has_completed(self, attempt: Attempt) -> bool:
+        try:
+            state = (await self.client.read_flow_run(attempt.flow_run_id)).state
+        except ObjectNotFound:  # deleted in the UI
+            return False
+        return state is not None and state.is_completed()
 
     async def _conclude(
         self, flow_run: FlowRun, opened: OpenAttempt, reason: str | ProcessEnd
     ) -> None:
         try:
             await self._ending.conclude(self.client, opened, reason)
-        except httpx.HTTPError as error:
+        except NO_ANSWER as error:
             self.get_flow_run_logger(flow_run).warning(
                 "the run's end could not be reported and will be, later: %s", error
             )
@@ -260,7 +266,7 @@ class Agent(ProcessWorker):
 
         async def watch() -> None:
             while not cancel.is_set():
-                with contextlib.suppress(httpx.HTTPError):  # asked again soon
+                with contextlib.suppress(*NO_ANSWER):  # asked again soon
                     if await self._is_cancelling(flow_run):
                         cancel.set()
                 await anyio.sleep(CANCEL_POLL_SECONDS)
