@@ -89,6 +89,7 @@ def test_tokens_that_are_not_accepted(initialised: Host, tmp_path: Path) -> None
         assert not list(other.folder.rglob(".env"))
 
 
+@pytest.mark.usefixtures("images")
 def test_port_that_is_taken(initialised: Host) -> None:
     """Docker names the port that another program has."""
     server = initialised.project("server")
