@@ -38,6 +38,11 @@ def _docker() -> str:
     return "the Docker daemon does not answer" if done.returncode else ""
 
 
+def _go() -> str:
+    """What MinIO is built with."""
+    return "" if shutil.which("go") else "go is not installed"
+
+
 @cache
 def _package_index() -> str:
     """A package index from which pip can download."""
@@ -98,6 +103,7 @@ def _inotify_limit() -> str:
 DEMANDS: dict[str, Callable[[], str]] = {
     "chromium": _chromium,
     "docker": _docker,
+    "go": _go,
     "inotify-limit": _inotify_limit,
     "memory-cgroup": _memory_cgroup,
     "mmdebstrap": _mmdebstrap,

@@ -223,7 +223,7 @@ def test_stack_is_run_as_its_readme_says(hosts: Hosts, server: None, stack: str)
     hosts.run(document)
 
 
-@pytest.mark.requires("mmdebstrap")
+@pytest.mark.requires("go", "mmdebstrap")
 def test_base_images_are_made_as_documented(hosts: Hosts) -> None:
     """What makes the base images runs as written, and leaves alone those that are there."""
     hosts.run("docs/offline.md")

@@ -29,7 +29,10 @@ LOCKED_DOWN = (
     "--user=postgres",
 )
 
-pytestmark = [pytest.mark.requires("docker"), pytest.mark.timeout(1800)]
+pytestmark = [
+    pytest.mark.requires("docker", "go", "mmdebstrap"),
+    pytest.mark.timeout(1800),
+]
 
 
 def docker(*arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
