@@ -62,6 +62,8 @@ class CheckoutSettings(RoleSettings):
     """The checkout whose `./mlops` was called; images have none."""
 
     mlops_checkout: Path | None = None
+    # A folder for the tests' reports, logs and pictures.
+    mlops_test_output: Path | None = None
 
     def require(self) -> Path:
         """Return the checkout's folder.

@@ -2,11 +2,10 @@
 
 import subprocess
 import sys
-import tempfile
 import time
 import xml.etree.ElementTree as ET
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -19,6 +18,9 @@ LINTERS = {
 }
 # A good part of the tests waits for servers. `-n0` among the arguments turns it off again.
 WORKERS = ("--numprocesses=2", "--dist=loadfile")
+# Alone, and ended by the first that fails again; none at all where pytest knows of no failures.
+AGAIN = ("--last-failed", "--last-failed-no-failures=none", "--exitfirst", "--numprocesses=0")
+_TESTS_FAILED = 1
 _PYTEST_USAGE = 4
 
 
@@ -32,23 +34,50 @@ class Skip:
 
 @dataclass(frozen=True)
 class CheckResult:
-    """How one check ended."""
+    """How one check ended.
+
+    Attributes:
+        name: Of the check.
+        exit_code: Of its program; 0: there was nothing to find fault with.
+        seconds: How long it took.
+        skipped: Tests that did not run.
+        retried: Tests that failed at first and passed when they were tried again.
+    """
 
     name: str
-    passed: bool
+    exit_code: int
     seconds: float
     skipped: list[Skip] = field(default_factory=list)
+    retried: list[str] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Whether all is well in the end."""
+        return self.exit_code == 0
+
+
+def _cases(report: Path) -> dict[str, ET.Element]:
+    """Read the tests' names and outcomes from pytest's JUnit report; none if there is none."""
+    if not report.exists():
+        return {}
+    cases = ET.parse(report).iter("testcase")  # noqa: S314  # our own pytest wrote it
+    return {f"{case.get('classname')}::{case.get('name')}": case for case in cases}
 
 
 def _skips(report: Path) -> list[Skip]:
-    """Read the skipped tests from pytest's JUnit report; none if it was not written."""
-    if not report.exists():
-        return []
+    """Read the skipped tests from a report."""
     return [
-        Skip(f"{case.get('classname')}::{case.get('name')}", skipped.get("message", ""))
-        for case in ET.parse(report).iter("testcase")  # noqa: S314  # our own pytest wrote it
+        Skip(name, skipped.get("message", ""))
+        for name, case in _cases(report).items()
         for skipped in case.iter("skipped")
     ]
+
+
+def _passes(report: Path) -> list[str]:
+    """Read the tests that passed from a report."""
+    others = {"failure", "error", "skipped"}
+    cases = _cases(report).items()
+    return [name for name, case in cases if not others & {outcome.tag for outcome in case}]
 
 
 def _run_module(arguments: list[str], checkout: Path) -> tuple[int, float]:
@@ -68,29 +97,47 @@ def run_linters(checkout: Path, announce: Callable[[str], None]) -> list[CheckRe
     for name, arguments in LINTERS.items():
         announce(name)
         code, seconds = _run_module(arguments, checkout)
-        results.append(CheckResult(name, code == 0, seconds))
+        results.append(CheckResult(name, code, seconds))
     return results
 
 
-def run_tests(checkout: Path, arguments: list[str]) -> CheckResult:
+def run_tests(checkout: Path, arguments: list[str], reports: Path) -> CheckResult:
     """Run pytest; its report goes to this process's output.
 
     Args:
         checkout: Where the tests lie.
         arguments: Given to pytest as they are.
+        reports: A folder that gets the JUnit report.
 
     Raises:
         UsageError: pytest does not understand the arguments.
     """
-    with tempfile.TemporaryDirectory() as temporary:
-        report = Path(temporary) / "report.xml"
-        code, seconds = _run_module(
-            ["pytest", *WORKERS, f"--junit-xml={report}", *arguments], checkout
-        )
-        skipped = _skips(report)
+    report = reports / "tests.xml"
+    code, seconds = _run_module(["pytest", *WORKERS, f"--junit-xml={report}", *arguments], checkout)
     if code == _PYTEST_USAGE:
         raise UsageError("pytest does not understand these arguments (see above)")
-    return CheckResult("tests", code == 0, seconds, skipped)
+    return CheckResult("tests", code, seconds, _skips(report))
+
+
+def retry_tests(
+    checkout: Path, arguments: list[str], reports: Path, first: CheckResult
+) -> CheckResult:
+    """Run once more, one after another, the tests that have just failed.
+
+    Args:
+        checkout: Where the tests lie.
+        arguments: What pytest was given the first time.
+        reports: A folder that gets the JUnit report.
+        first: How the first time ended; if pytest itself failed then, that stands.
+
+    Returns:
+        How both together ended.
+    """
+    if first.exit_code != _TESTS_FAILED:
+        return first
+    report = reports / "tests-again.xml"
+    code, seconds = _run_module(["pytest", f"--junit-xml={report}", *arguments, *AGAIN], checkout)
+    return replace(first, exit_code=code, seconds=first.seconds + seconds, retried=_passes(report))
 
 
 def require_tools() -> None:

@@ -1,6 +1,8 @@
 """The commands for work on the platform itself: `mlops test` and `mlops lock`."""
 
 import sys
+import tempfile
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -11,25 +13,38 @@ def run_checks(
         list[str] | None,
         typer.Argument(help="Given to pytest as they are; the linters are left out then."),
     ] = None,
+    retry: Annotated[
+        bool, typer.Option("--retry", help="Run tests that failed once more, alone.")
+    ] = False,
 ) -> None:
     """Run lint, type checks and every test that this machine can run."""
     from mlops.development import checks
     from mlops.settings import CheckoutSettings
 
-    checkout = CheckoutSettings.from_environment().require()
+    settings = CheckoutSettings.from_environment()
+    checkout = settings.require()
     checks.require_tools()
+    arguments = pytest_arguments or []
     results = []
-    if not pytest_arguments:
+    if not arguments:
         results += checks.run_linters(checkout, lambda name: print(f"{name} …", flush=True))
-    results.append(checks.run_tests(checkout, pytest_arguments or []))
+    with tempfile.TemporaryDirectory() as temporary:
+        reports = settings.mlops_test_output or Path(temporary)
+        longest = ["--durations=40"] if settings.mlops_test_output else []
+        tests = checks.run_tests(checkout, [*longest, *arguments], reports)
+        if retry and not tests.passed:
+            print("\nonce more, what has failed", flush=True)
+            tests = checks.retry_tests(checkout, arguments, reports, tests)
+    results.append(tests)
 
     print()
     for result in results:
         verdict = "passed" if result.passed else "FAILED"
         print(f"{result.name:8} {verdict} {result.seconds:7.1f} s")
-    skipped = [skip for result in results for skip in result.skipped]
-    print(f"skipped  {len(skipped) or 'nothing'}")
-    for skip in skipped:
+    for test in tests.retried:
+        print(f"passed only when tried again: {test}")
+    print(f"skipped  {len(tests.skipped) or 'nothing'}")
+    for skip in tests.skipped:
         print(f"  {skip.test}: {skip.reason}")
     if not all(result.passed for result in results):
         sys.stdout.flush()
