@@ -6,6 +6,7 @@ and ports have names of their own, so that a platform of this machine's is never
 
 import json
 import os
+import re
 import shlex
 import shutil
 import socket
@@ -21,6 +22,7 @@ PORTS = ("S3_PORT", "MINIO_CONSOLE_PORT", "MLFLOW_PORT", "PREFECT_PORT", "JUPYTE
 UP_SECONDS = 420
 # The address of the host on Docker's own bridge: not loopback, and reached by this host alone.
 BRIDGE_FORMAT = "{{(index .IPAM.Config 0).Gateway}}"
+COLOURS = re.compile(r"\x1b\[[\d;]*[A-Za-z]")
 
 
 def docker(*arguments: str, timeout: float = 120, check: bool = True) -> str:
@@ -30,6 +32,18 @@ def docker(*arguments: str, timeout: float = 120, check: bool = True) -> str:
     )
     assert not check or done.returncode == 0, done.stderr
     return done.stdout
+
+
+def container_log(container: str) -> str:
+    """Return all that a container has printed, on either stream."""
+    return subprocess.run(
+        ["docker", "logs", container],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        check=False,
+    ).stdout
 
 
 def bridge_address() -> str:
@@ -110,13 +124,9 @@ class Host:
         return Project(self.folder / stack, f"{self.mark}-{stack or 'all'}".replace("_", "-"))
 
     def remove(self) -> None:
-        """End every project of this host, with its volumes; its logs go to CI's output."""
-        output = os.environ.get("MLOPS_TEST_OUTPUT")
+        """End every project of this host, with its volumes."""
         for stack in ("", *STACKS):
-            project = self.project(stack)
-            if output and project.containers():
-                Path(output, f"{project.name}.log").write_text(project.logs())
-            project.remove()
+            self.project(stack).remove()
         volumes = docker("volume", "ls", "--quiet", "--filter", f"name={self.mark}").split()
         if volumes:
             docker("volume", "rm", *volumes, check=False)
@@ -162,6 +172,7 @@ class Project:
 
     def down(self, *arguments: str) -> None:
         """Run `docker compose down`."""
+        self.keep_logs()
         done = self.compose("--profile", "*", "down", *arguments)
         assert done.returncode == 0, done.stderr
 
@@ -170,6 +181,18 @@ class Project:
         return self.compose(
             "--profile", "*", "logs", "--no-color", "--tail", "60", *services
         ).stdout
+
+    def keep_logs(self) -> None:
+        """Add to CI's output what the containers have said, a file for each service."""
+        if "MLOPS_TEST_OUTPUT" not in os.environ:
+            return
+        folder = Path(os.environ["MLOPS_TEST_OUTPUT"], "containers")
+        folder.mkdir(exist_ok=True)
+        columns = '{{.ID}} {{.Label "com.docker.compose.service"}}'
+        for line in docker("ps", "--all", *self._mine, "--format", columns).splitlines():
+            container, service = line.split()
+            with (folder / f"{self.name}.{service}.log").open("a") as file:
+                file.write(COLOURS.sub("", container_log(container)))
 
     def services(self) -> dict[str, dict[str, Any]]:
         """Return what `docker compose ps` says of each service's first container."""
@@ -186,11 +209,16 @@ class Project:
         assert done.returncode == 0, done.stderr + done.stdout
         return done.stdout
 
+    @property
+    def _mine(self) -> tuple[str, str]:
+        """What Docker lists of this project, by name: also without its `.env`."""
+        return "--filter", f"label=com.docker.compose.project={self.name}"
+
     def remove(self) -> None:
-        """End the project and its volumes, by name: also without its `.env`."""
-        mine = f"label=com.docker.compose.project={self.name}"
+        """End the project and its volumes."""
+        self.keep_logs()
         for kind, options in (("container", ["--force", "--volumes"]), ("network", [])):
-            listing = ["ls", "--quiet", "--filter", mine]
+            listing = ["ls", "--quiet", *self._mine]
             found = docker(kind, *listing, *(["--all"] if kind == "container" else [])).split()
             if found:
                 docker(kind, "rm", *options, *found, check=False)
