@@ -16,6 +16,8 @@ MEANINGS = {
     " to a folder with more",
     r"dial tcp|proxyconnect|i/o timeout|TLS handshake": "the Go module proxy cannot be reached:"
     " see `go env GOPROXY` and the proxy's settings",
+    r"requires go >= .*GOTOOLCHAIN=local": "this Go is older than MinIO asks for, and is set to"
+    " fetch no newer one: run it with GOTOOLCHAIN=auto, or install that one",
     r"Could not resolve|Temporary failure resolving|Could not connect|Unable to connect|"
     r"Failed to fetch|Connection (failed|timed out)": "the Debian mirror cannot be reached:"
     " see `apt-get update`, the apt sources and the proxy's settings",

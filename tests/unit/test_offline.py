@@ -87,6 +87,18 @@ def test_old_go(tools: Path) -> None:
     assert "go is too old (go version go1.19.8" in build(tools=tools).stderr
 
 
+def test_go_that_may_not_fetch_a_newer_one() -> None:
+    """A Go that is kept from fetching the version which MinIO asks for is told how to."""
+    said = "go: x@v1: x@v1 requires go >= 1.24.8 (running go 1.22.2; GOTOOLCHAIN=local)"
+    script = f"import commands; commands.run(['sh', '-c', 'echo \"$0\" >&2; exit 1', {said!r}])"
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=OFFLINE, capture_output=True, text=True, check=False
+    )
+    message = done.stderr.splitlines()[-1]
+    assert "run it with GOTOOLCHAIN=auto" in message
+    assert said in message
+
+
 def test_go_is_for_minio_only(tools: Path) -> None:
     """The other images are made without Go."""
     (tools / "go").unlink()
