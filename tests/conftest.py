@@ -21,7 +21,7 @@ from memory_cgroups import make_memory_cgroup
 
 from mlops.development.locks import find_uv
 
-pytest_plugins = ["distribution", "stacks.fixtures", "stacks.hosts"]
+pytest_plugins = ["distribution", "stacks.images", "stacks.fixtures", "stacks.hosts"]
 
 
 def _chromium() -> str:

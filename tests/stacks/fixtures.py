@@ -1,8 +1,7 @@
-"""What the tests with Docker share: built images, and one host on which everything is up."""
+"""What the tests with Docker share: a flow, and one host on which everything is up."""
 
 import math
 import struct
-import subprocess
 import time
 import zlib
 from collections.abc import Callable, Iterator
@@ -11,9 +10,8 @@ from typing import NamedTuple, TypeVar
 
 import pytest
 from stacks.platform import Servers
-from stacks.projects import CHECKOUT, PORTS, Host, Project, free_ports
+from stacks.projects import PORTS, Host, Project, free_ports
 
-BUILD_SECONDS = 1800
 Answer = TypeVar("Answer")
 
 # Trains nothing, but leaves what a training leaves: a metric, a picture and a model's bytes.
@@ -104,22 +102,6 @@ class OneHost(NamedTuple):
 def ports() -> dict[str, str]:
     """Return free ports for a server stack and a JupyterLab, by their names in `.env`."""
     return dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
-
-
-@pytest.fixture(scope="session")
-def images(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """The images of all four stacks, built from this checkout (from cache where possible)."""
-    host = Host(tmp_path_factory.mktemp("build") / "host")
-    host.init()
-    done = subprocess.run(
-        ["docker", "compose", "--env-file", str(host.folder / ".env"), "build", "--quiet"],
-        cwd=CHECKOUT,
-        capture_output=True,
-        text=True,
-        timeout=BUILD_SECONDS,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr[-5000:]
 
 
 @pytest.fixture(scope="session")

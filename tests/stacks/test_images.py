@@ -2,11 +2,12 @@
 
 import json
 import os
-import subprocess
+import shutil
 from pathlib import Path
 
 import pytest
-from stacks.images import AGENT, AGENT_GPU, EXPERIMENTER, IMAGES, PROJECT, SERVER, Image
+from stacks.images import AGENT, AGENT_GPU, EXPERIMENTER, IMAGES, SERVER, Build, Image
+from stacks.projects import CHECKOUT, docker
 
 import mlops
 
@@ -36,9 +37,9 @@ print(json.dumps([str(found.python), lines, [e.key for e in cache.entries()], se
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _images() -> None:
-    for image in IMAGES:
-        image.build()
+def _images(images: None, build: Build) -> None:
+    _ = images
+    build("flow-agent-gpu")
 
 
 def find_environment(agent: Image) -> str:
@@ -144,12 +145,11 @@ def test_experimenter_has_its_tools_in_a_login_shell() -> None:
 
 
 @pytest.mark.parametrize("owner", ["12345:23456", "33:20"], ids=["new", "taken"])
-def test_files_belong_to_the_user_of_the_host(owner: str, tmp_path: Path) -> None:
+def test_files_belong_to_the_user_of_the_host(build: Build, owner: str, tmp_path: Path) -> None:
     """The image's user has the host user's numbers, also where Debian has given them away."""
     uid, gid = owner.split(":")
-    arguments = (f"HOST_UID={uid}", f"HOST_GID={gid}")
-    image = Image("ml_experimenter", "mlops-test-experimenter", arguments=arguments)
-    image.build()
+    build("ml-experimenter", HOST_UID=uid, HOST_GID=gid)
+    image = Image("mlops-ml-experimenter", variant=f"-{uid}")
     try:
         tmp_path.chmod(0o777)
         volume = ("--volume", f"{tmp_path}:/workspace/dev-projects")
@@ -160,7 +160,7 @@ def test_files_belong_to_the_user_of_the_host(owner: str, tmp_path: Path) -> Non
         status = (tmp_path / "made").stat()
         assert (status.st_uid, status.st_gid) == (int(uid), int(gid))
     finally:
-        subprocess.run(["docker", "image", "rm", image.tag], capture_output=True, check=False)
+        docker("image", "rm", image.tag)
 
 
 def test_jupyterlab_asks_for_the_token_and_for_nothing_else() -> None:
@@ -192,8 +192,26 @@ def test_server_image_starts_mlflow_without_what_was_left_out() -> None:
     SERVER.run("python", "-W", "ignore", "-c", "import mlflow.server.auth")
 
 
-def test_build_context_is_what_the_images_are_made_of() -> None:
-    """Nothing but sources and locks is sent to Docker: no secrets, no data."""
-    lines = (PROJECT / ".dockerignore").read_text().splitlines()
-    assert "*" in lines
-    assert "**/.env*" in lines
+def test_build_context_is_what_the_images_are_made_of(tmp_path: Path) -> None:
+    """Sources and locks are sent to Docker; secrets, data and what a machine makes are not."""
+    sent = {
+        "LICENSE",
+        "README.md",
+        "ml_experimenter/x",
+        "pyproject.toml",
+        "requirements/x",
+        "src/x",
+    }
+    kept = {".env", ".mlops/x", ".venv/x", "dev-projects/x", "flows/x", "ml_experimenter/.env"}
+    kept |= {"server/.env", "src/.env.old", "src/__pycache__/x", "tests/x"}
+    context, copied = tmp_path / "context", tmp_path / "copied"
+    for name in sent | kept:
+        file = context / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch()
+    shutil.copy(CHECKOUT / ".dockerignore", context)
+    (tmp_path / "Dockerfile").write_text("FROM scratch\nCOPY . /\n")
+    options = ("--file", tmp_path / "Dockerfile", "--output", copied)
+    docker("build", *map(str, options), str(context))
+    files = {str(file.relative_to(copied)) for file in copied.rglob("*") if file.is_file()}
+    assert files == sent
