@@ -56,6 +56,21 @@ def test_every_service_is_looked_after(host: Host, stack: str) -> None:
         assert service["logging"]["options"]["max-size"], name
 
 
+def test_our_images_are_built_and_never_pulled(host: Host) -> None:
+    """One service of a stack builds its image, and no registry is asked for what we make."""
+    services = config(host, "", "--profile", "*")["services"].values()
+    ours = [service for service in services if service["image"].startswith("mlops-")]
+    assert {service["pull_policy"] for service in ours} == {"never"}
+    built = [service["image"] for service in ours if "build" in service]
+    assert sorted(built) == sorted({service["image"] for service in ours})
+
+
+def test_our_images_have_an_init_process_already(host: Host) -> None:
+    """Docker puts none before the one that an image of ours starts with."""
+    services = config(host, "", "--profile", "*")["services"].values()
+    assert not any(s.get("init") for s in services if s["image"].startswith("mlops-"))
+
+
 def test_same_volumes_from_the_root_and_from_a_stack(host: Host) -> None:
     """Whichever file starts it, a stack has the same volumes."""
     everything = config(host, "", "--profile", "*")["volumes"]
