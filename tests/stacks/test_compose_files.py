@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from stacks.fixtures import OneHost, completed
+from stacks.fixtures import OneHost, completed, wait_for
+from stacks.images import Build
 from stacks.projects import CHECKOUT, STACKS, Host
 
 pytestmark = pytest.mark.requires("docker")
@@ -110,18 +111,19 @@ def test_files_are_the_checkouts(host: Host) -> None:
         assert (host.folder / stack / "compose.yaml").read_bytes() == shipped
 
 
-if shutil.which("nvidia-smi"):  # a machine without a GPU has nothing to miss here
-
-    @pytest.mark.timeout(900)
-    def test_gpu_agent_trains(one_host: OneHost) -> None:
-        """`flows/digits` runs through the agent that has the GPUs."""
-        host, project, servers = one_host
-        shutil.copytree(CHECKOUT / "flows" / "digits", host.folder / "flows" / "digits")
-        project.compose("stop", "flow-agent")
-        try:
-            project.up("flow-agent-gpu", COMPOSE_PROFILES="gpu")
-            assert "NVIDIA" in project.run("flow-agent-gpu", "nvidia-smi", "--list-gpus")
-            completed(servers, servers.start_run("digits/daily"), 600)
-        finally:
-            project.compose("--profile", "gpu", "stop", "flow-agent-gpu")
-            project.up()
+@pytest.mark.requires("gpu")
+@pytest.mark.timeout(1800)
+def test_gpu_agent_trains(build: Build, one_host: OneHost) -> None:
+    """`flows/digits` runs through the agent that has the GPUs."""
+    build("flow-agent-gpu")
+    host, project, servers = one_host
+    shutil.copytree(CHECKOUT / "flows" / "digits", host.folder / "flows" / "digits")
+    wait_for(lambda: servers.deployment("digits/daily"), 60)
+    project.compose("stop", "flow-agent")
+    try:
+        project.up("flow-agent-gpu", COMPOSE_PROFILES="gpu")
+        assert "NVIDIA" in project.run("flow-agent-gpu", "nvidia-smi", "--list-gpus")
+        completed(servers, servers.start_run("digits/daily"), 600)
+    finally:
+        project.compose("--profile", "gpu", "stop", "flow-agent-gpu")
+        project.up()
