@@ -11,6 +11,7 @@ from xdist.scheduler import LoadFileScheduling
 DOCKER = ("stacks", "browser")
 # What takes longest comes first, so that no worker is left alone with it in the end.
 ORDER = (*DOCKER, "embedded", "unit")
+SLOW_UNITS = ("test_environments.py", "test_bootstrap.py", "test_locks.py", "test_wheel.py")
 
 
 class ModuleScheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
@@ -28,8 +29,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ModuleS
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Bring the folders into their order; any other one comes last."""
-    items.sort(key=lambda item: (*ORDER, _folder(item.nodeid)).index(_folder(item.nodeid)))
+    """Bring the folders into their order, any other one last, and slow modules to their front."""
+    items.sort(key=lambda item: _place(_folder(item.nodeid), item.path.name))
+
+
+def _place(folder: str, module: str) -> tuple[int, bool]:
+    return (*ORDER, folder).index(folder), module not in SLOW_UNITS
 
 
 def _folder(nodeid: str) -> str:
