@@ -66,6 +66,11 @@ def _package_index() -> str:
     return "no package index can be reached" if done.returncode else ""
 
 
+def _s3_client() -> str:
+    """Debian's client of S3."""
+    return "" if shutil.which("minio-client") else "minio-client is not installed"
+
+
 def _mmdebstrap() -> str:
     """What Debian's root file systems are made with."""
     return "" if shutil.which("mmdebstrap") else "mmdebstrap is not installed"
@@ -120,6 +125,7 @@ DEMANDS: dict[str, Callable[[], str]] = {
     "mount": _mount,
     "package-index": _package_index,
     "root": _root,
+    "s3-client": _s3_client,
 }
 RARE = {"gpu"}
 

@@ -19,11 +19,10 @@ from playwright.sync_api import (
     sync_playwright,
 )
 from stacks.fixtures import OneHost, completed, wait_for
+from stacks.hosts import NAME
 from stacks.projects import bridge_address
 
 CHROMIUM = "/usr/bin/chromium"
-# A name for the host's address on Docker's bridge that no resolver but the browser's knows.
-NAME = "ml.example.org"
 FLAGS = ("--disable-gpu", "--disable-quic")  # beside Playwright's own
 # Chromium itself asks there about forms that it sees, whatever the flags: not the page's doing.
 CHROMIUMS_OWN = "content-autofill.googleapis.com"
@@ -39,6 +38,7 @@ OpenPage = Callable[..., Page]
 @pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
     """Debian's own Chromium; ended with the module, whose event loop other tests must not see."""
+    # As containers know it; this machine itself may not.
     rules = f"--host-resolver-rules=MAP {NAME} {bridge_address()}"
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=[*FLAGS, rules])

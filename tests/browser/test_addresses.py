@@ -1,40 +1,24 @@
 """The pages at an address that is not loopback, and by a name."""
 
-from collections.abc import Iterator
 from urllib.parse import urlsplit
 
 import pytest
-from browser.conftest import NAME, OpenPage
+from browser.conftest import OpenPage
 from browser.logins import log_in_to_minio, log_in_to_prefect, mlflow_login
 from playwright.sync_api import TimeoutError as PlaywrightTimeoutError
 from playwright.sync_api import expect
-from stacks.fixtures import OneHost, ports, wait_for
+from stacks.fixtures import wait_for
+from stacks.hosts import NAME, ServerHost
 from stacks.platform import Servers
-from stacks.projects import Host, bridge_address
 
 pytestmark = [pytest.mark.requires("docker", "chromium"), pytest.mark.timeout(900)]
 
 
-@pytest.fixture(scope="module")
-def bridge_host(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneHost]:
-    """The server stack, published on Docker's bridge and called by a name."""
-    _ = images
-    host = Host(tmp_path_factory.mktemp("addresses") / "host", ports())
-    host.preset("server/.env")
-    host.init("server", "--bind", bridge_address(), "--host", NAME)
-    project = host.project("server")
-    try:
-        project.up()
-        yield OneHost(host, project, Servers(host.env("server"), bridge_address()))
-    finally:
-        host.remove()
-
-
 @pytest.fixture(params=["address", "name"])
-def servers(request: pytest.FixtureRequest, bridge_host: OneHost) -> Servers:
+def servers(request: pytest.FixtureRequest, named_server: ServerHost) -> Servers:
     """The servers at the bridge's address, and by the name that `--host` told."""
-    host = bridge_address() if request.param == "address" else NAME
-    return Servers(bridge_host.servers.env, host)
+    host = named_server.address if request.param == "address" else NAME
+    return Servers(named_server.servers.env, host)
 
 
 def test_prefect_works(servers: Servers, open_page: OpenPage) -> None:
@@ -64,14 +48,14 @@ def test_mlflow_works(servers: Servers, open_page: OpenPage) -> None:
 
 
 def test_minio_console_works(servers: Servers, open_page: OpenPage) -> None:
-    """The console lists the buckets, and what is in them: nothing yet."""
+    """The console lists the buckets, and what is in them: nothing yet, in DVC's."""
     page = open_page(servers.console_url)
     log_in_to_minio(page, servers.env)
-    bucket = page.get_by_role("heading", name="prefect")
+    bucket = page.get_by_role("heading", name="dvc")
 
     def is_open() -> bool:
         """Whether a click opens the bucket; one during the page's own start is lost."""
-        page.get_by_role("button", name="prefect").click()
+        page.get_by_role("button", name="dvc").click()
         try:
             bucket.wait_for(timeout=10_000)
         except PlaywrightTimeoutError:

@@ -17,6 +17,10 @@ FOLDERS = {
 }
 
 
+# By which every container knows this machine.
+NAME = "host.docker.internal"
+
+
 class ServerHost(NamedTuple):
     """A host on which the server stack runs, published on an address that is not loopback."""
 
@@ -82,6 +86,17 @@ def server_host(images: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
     _ = images
     folder = tmp_path_factory.mktemp("server-host") / "host"
     found = start_server(folder, "--host", bridge_address())
+    try:
+        yield found
+    finally:
+        found.host.remove()
+
+
+@pytest.fixture(scope="session")
+def named_server(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerHost]:
+    """A server stack on a host of its own, reached by its name."""
+    _ = images
+    found = start_server(tmp_path_factory.mktemp("named-server") / "host", "--host", NAME)
     try:
         yield found
     finally:

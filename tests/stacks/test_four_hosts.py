@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import httpx
 import pytest
 from stacks.fixtures import completed, wait_for, write_flow
-from stacks.hosts import Joined, ServerHost, join, start_server, up_together
+from stacks.hosts import NAME, Joined, ServerHost, join, up_together
 from stacks.platform import Servers
 from stacks.projects import Project, docker
 
@@ -277,19 +277,18 @@ def test_second_agent_joins_later(four: FourHosts, tmp_path: Path) -> None:
         second.host.remove()
 
 
-def test_server_by_name(images: None, tmp_path: Path) -> None:
+def test_server_by_name(named_server: ServerHost, tmp_path: Path) -> None:
     """A server that is known by its name is joined and used in the same way."""
-    _ = images
-    server = start_server(tmp_path / "server", "--host", "host.docker.internal")
+    server = named_server
     joined: list[Joined] = []
     try:
         joined += [join(server.host, tmp_path / role, role) for role in ("scheduler", "agent")]
         write_flow(joined[0].host.folder / "flows" / "named")
-        assert joined[1].host.env("flow_agent")["SERVER_IP"] == "host.docker.internal"
+        assert joined[1].host.env("flow_agent")["SERVER_IP"] == NAME
         up_together([each.project for each in joined])
         wait_for(lambda: server.servers.deployment("named/named"), 60)
         trained_by(server.servers, "named/named")
         assert metrics(server.servers, "named") == {"score": 0.5}
     finally:
-        for host in (*(each.host for each in joined), server.host):
-            host.remove()
+        for each in joined:
+            each.host.remove()
