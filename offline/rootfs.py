@@ -23,8 +23,10 @@ UNWANTED = (
     "/usr/share/man/*",
 )
 WANTED = ("/usr/share/doc/*/copyright", "/usr/share/locale/locale.alias")
-# Builds on the image keep no downloads; one with a cache mount removes this file first.
-APT_IN_IMAGES = 'APT::Keep-Downloaded-Packages "false";\nAcquire::Languages "none";\n'
+# Builds on the image keep no downloads; those with a cache mount remove this file first, under the
+# name that it has in the official images, too.
+NO_DOWNLOADS = 'APT::Keep-Downloaded-Packages "false";\n'
+NO_LANGUAGES = 'Acquire::Languages "none";\n'
 MERGED_USR = "/usr/share/mmdebstrap/hooks/merged-usr"
 # Files in the temporary folder, in which mmdebstrap runs.
 APT_SETTINGS = "apt.conf"
@@ -77,8 +79,9 @@ def plan(image: Image, folder: Path) -> Plan:
         for name, certificate in machine.authorities().items()
     ]
     if image.has_apt:
-        settings = APT_IN_IMAGES + machine.apt_settings(lasting=True)
-        files.append(File("etc/apt/apt.conf.d/docker-clean", settings.encode()))
+        fetching = NO_LANGUAGES + machine.apt_settings(lasting=True)
+        files.append(File("etc/apt/apt.conf.d/docker-clean", NO_DOWNLOADS.encode()))
+        files.append(File("etc/apt/apt.conf.d/machine", fetching.encode()))
         files += [File(str(path)[1:], path.read_bytes()) for path in machine.mirror_lists(sources)]
     if image.has_apt and sources:
         stanzas = "\n".join(source.stanza for source in sources)
