@@ -18,13 +18,22 @@ def test_example_in_the_readme_is_accepted(example: str, tmp_path: Path) -> None
     assert read_spec(tmp_path).content
 
 
+def links() -> list[tuple[Path, Path]]:
+    """Return the documents' relative links: the document, and where it leads."""
+    return [
+        (document, document.parent.joinpath(target).resolve())
+        for document in (PROJECT / "README.md", *PROJECT.glob("*/*.md"))
+        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text())
+    ]
+
+
 def test_links_between_the_documents_lead_somewhere() -> None:
     """No relative link in a document is dead."""
-    documents = [PROJECT / "README.md", *PROJECT.glob("*/*.md")]
-    dead = [
-        f"{document.relative_to(PROJECT)}: {target}"
-        for document in documents
-        for target in re.findall(r"\]\(([^)#:]+)\)", document.read_text())
-        if not (document.parent / target).exists()
-    ]
-    assert dead == []
+    assert [link for link in links() if not link[1].exists()] == []
+
+
+def test_every_picture_is_shown() -> None:
+    """No picture lies there that no document shows."""
+    pictures = set((PROJECT / "docs" / "images").iterdir())
+    assert pictures
+    assert pictures - {target for _, target in links()} == set()
