@@ -7,6 +7,7 @@ runs. As root too is `.venv` made from nothing where `.ci/run` is.
 import json
 import os
 import pwd
+import shlex
 import shutil
 import subprocess
 import tempfile
@@ -18,6 +19,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from documents import blocks
 
 PROJECT = Path(__file__).parents[2]
 
@@ -30,14 +32,14 @@ class Stranger:
     home: Path
     clone: Path
 
-    def call(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+    def call(self, *arguments: str, folder: Path | None = None) -> subprocess.CompletedProcess[str]:
         """Call ./mlops with nothing in the environment but HOME and PATH."""
         account = pwd.getpwnam(self.user)
         switch = os.geteuid() != account.pw_uid
         started = time.monotonic()
         done = subprocess.run(
             [self.clone / "mlops", *arguments],
-            cwd=self.home,
+            cwd=folder or self.home,
             env={"HOME": str(self.home), "PATH": "/usr/local/bin:/usr/bin:/bin"},
             user=account.pw_uid if switch else None,
             group=account.pw_gid if switch else None,
@@ -96,10 +98,17 @@ def at_home(user: str, home: Path) -> Iterator[Stranger]:
         shutil.rmtree(platform, ignore_errors=True)  # there is none if the demo failed early
 
 
+def documented() -> list[str]:
+    """Return what else the README does with a platform that is up; Compose is tested with it."""
+    commands = [command for block in blocks("README.md") for command in block.commands]
+    elsewhere = {"./mlops demo", "./mlops test", "./mlops init", "./mlops local down"}
+    return [c for c in commands if c.startswith("./mlops ") and c not in elsewhere]
+
+
 @pytest.mark.requires("package-index")
 @pytest.mark.timeout(600)
 def test_demo_in_a_fresh_clone(home: Path) -> None:
-    """The demo trains from nothing, and again on what is up; down leaves no process."""
+    """The demo trains from nothing, and again; the README's commands work; all ends by `down`."""
     with at_home(_ordinary_user(), home) as stranger:
         first = stranger.call("demo")
         assert first.returncode == 0
@@ -109,6 +118,9 @@ def test_demo_in_a_fresh_clone(home: Path) -> None:
         assert report["state"] == "Completed"
         assert report["accuracy"] >= 0.95
         assert report["model"] == "digits/2"
+        for command in documented():
+            done = stranger.call(*shlex.split(command)[1:], folder=stranger.clone)
+            assert done.returncode == 0, command
         assert stranger.call("local", "down").returncode == 0
         assert stranger.processes() == []
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from documents import Block, blocks, commands_in_text, is_among, languages
 from stacks.fixtures import ports, write_flow
+from stacks.platform import Servers
 from stacks.projects import CHECKOUT, STACKS, UP_SECONDS, Host, bridge_address
 
-pytestmark = [pytest.mark.requires("docker"), pytest.mark.timeout(1200)]
-FENCE = re.MULTILINE | re.DOTALL
+pytestmark = [pytest.mark.requires("docker"), pytest.mark.timeout(1800)]
 
 # Whose documents run in this order: what one has started the next finds running.
 OWNERS = {
@@ -39,6 +40,8 @@ class StandIn(NamedTuple):
     command: str
 
 
+GPU_CONFIG = "docker compose --profile gpu config --quiet"
+PRUNE = "run --rm prune mlops flows prune --code --days 0 --yes"
 STAND_INS = {
     "git pull": StandIn("a copy of the checkout has no remote", "true"),
     "./mlops join agent | ssh gpu1 'cd mlops && ./mlops init agent --join -'": StandIn(
@@ -49,29 +52,53 @@ STAND_INS = {
         "no other machine", "cp -p .env postgres.tar minio.tar {the new host}/server/"
     ),
     "ssh -N -L 8888:localhost:8888 gpu1": StandIn("no other machine", "true"),
-    "docker compose run --rm flow-agent-gpu nvidia-smi": StandIn(
-        "needs a GPU", "docker compose --profile gpu config --quiet"
+    "docker compose run --rm flow-agent-gpu nvidia-smi": StandIn("needs a GPU", GPU_CONFIG),
+    "COMPOSE_PROFILES=gpu": StandIn("needs a GPU", GPU_CONFIG),
+    "TORCH_BACKEND=cpu": StandIn(
+        "downloads another PyTorch", "TORCH_BACKEND=cpu docker compose config --quiet"
+    ),
+    "GOTOOLCHAIN=auto": StandIn("is for an older Go", "GOTOOLCHAIN=auto offline/build minio"),
+    "ip address show docker0": StandIn("may be missing", "docker network inspect bridge"),
+    "chmod 600": StandIn("a message names the file", "chmod 600 server/.env"),
+    "./mlops init agent --join - --host NAME": StandIn(
+        "each host joins once",
+        "cd {a host behind a VPN} && ./mlops init agent --join - --host vpn.example.org",
+    ),
+    "dvc remote add platform s3://dvc/NAME": StandIn(
+        "is for the container",
+        "docker compose exec ml-experimenter bash -lc"
+        " 'cd $(mktemp -d) && dvc init --no-scm && dvc remote add platform s3://dvc/NAME'",
+    ),
+    # What is to go must be an hour old, and a person is asked.
+    "docker compose run --rm prune": StandIn("asks", f"docker compose {PRUNE}"),
+    "cd server && docker compose run --rm prune": StandIn(
+        "asks", f"cd server && docker compose {PRUNE}"
     ),
 }
 
 
-class Block(NamedTuple):
-    """Commands that follow each other in one shell; whose: on which host, if that is said."""
+# Commands that another module of tests runs.
+RUN_BY = {
+    "./mlops test": "unit/development/test_checks.py",
+    "./mlops test tests/unit -k schedule": "unit/development/test_checks.py",
+    "./mlops lock": "unit/development/test_locks.py",
+    "./mlops flows new NAME": "embedded/test_documented_flows.py",
+    ".ci/run": "unit/test_ci.py",
+    # It would replace the image that other tests have built on.
+    "offline/build --force python": "stacks/test_offline_images.py",
+    "pip install": "stacks/test_offline_images.py",
+    "mc ready local": "stacks/test_offline_images.py",
+}
 
-    host: str | None
-    commands: list[str]
+
+def is_about_compose(document: str, block: Block) -> bool:
+    """Return whether a block belongs here; the README's other ones are run without Docker."""
+    return document != "README.md" or any("docker compose" in each for each in block.commands)
 
 
-def blocks(document: str) -> list[Block]:
-    """Return the commands of a document; of the root's README, where they are about Compose."""
-    found = []
-    for text in re.findall(r"^```sh\n(.*?)^```", (CHECKOUT / document).read_text(), FENCE):
-        if document == "README.md" and "docker compose" not in text:
-            continue
-        named = re.match("# on (.+)\n", text)
-        lines = (re.sub(r"(^|\s+)#.*", "", line) for line in text.splitlines())
-        found.append(Block(named[1] if named else None, [line for line in lines if line]))
-    return found
+def in_blocks() -> set[str]:
+    """Return what is run as it stands in the documents' blocks."""
+    return {each for name in OWNERS for block in blocks(name) for each in block.commands}
 
 
 class Hosts:
@@ -120,15 +147,20 @@ class Hosts:
         host.project("server").up(VOLUME_PREFIX=host.mark)
 
     def run(self, document: str) -> None:
-        """Run a document's commands; the first that fails ends it."""
+        """Run a document's commands, those in its text last; the first that fails ends it."""
         owner = OWNERS[document]
         stack = Path(document).parent.name
+        here = self[owner].folder / (stack if stack in STACKS else "")
         for block in blocks(document):
-            host = self[block.host or owner]
-            away = block.host not in {None, owner}
-            folder = host.folder / stack if stack in STACKS and not away else host.folder
-            for command in block.commands:
-                folder = self._run(command, host, folder, document)
+            if is_about_compose(document, block):
+                away = block.host not in {None, owner}
+                host = self[block.host or owner]
+                folder = host.folder if away else here
+                for command in block.commands:
+                    folder = self._run(command, host, folder, document)
+        for command in commands_in_text(document):
+            if command not in RUN_BY and not is_among(command, in_blocks()):
+                self._run(command, self[owner], here, document)
 
     def remove(self) -> None:
         """End everything on all hosts."""
@@ -206,10 +238,22 @@ def server(hosts: Hosts) -> None:
     hosts.start_server()
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/operations.md"])
-def test_platform_is_run_as_documented(hosts: Hosts, document: str) -> None:
-    """From the first start to the move of the server, what the documents say works."""
-    hosts.run(document)
+# Code that nothing refers to.
+LEFT_OVER = f"flows/left-over/{'0' * 64}/flow.py"
+
+
+def test_platform_is_run_as_documented(hosts: Hosts) -> None:
+    """From the first start to the move of the server, which takes everything along."""
+    hosts.run("README.md")
+    before = Servers(hosts["the server's host"].env(), hosts.address)
+    before.prefect.post("/variables/", json={"name": "kept", "value": 1}).raise_for_status()
+    before.s3.put_object(Bucket="dvc", Key="kept", Body=b"as it was")
+    before.s3.put_object(Bucket="prefect", Key=LEFT_OVER, Body=b"")
+    hosts.run("docs/operations.md")
+    moved = Servers(hosts["the new host"].env("server"), hosts.address)
+    assert moved.prefect.get("/variables/name/kept").json()["value"] == 1
+    assert moved.s3.get_object(Bucket="dvc", Key="kept")["Body"].read() == b"as it was"
+    assert LEFT_OVER not in moved.keys("prefect")
 
 
 @pytest.mark.parametrize("stack", STACKS)
@@ -230,14 +274,11 @@ def test_base_images_are_made_as_documented(hosts: Hosts) -> None:
 
 
 def test_no_command_goes_unseen() -> None:
-    """Commands stand in blocks of `sh`; what is not run as written is in a document."""
-    seen = {command for name in OWNERS for block in blocks(name) for command in block.commands}
-    assert not STAND_INS.keys() - seen
+    """A command is run here, with something in its place for a reason, or by another module."""
+    in_text = {command for name in OWNERS for command in commands_in_text(name)}
+    seen = in_blocks() | in_text
+    assert not (STAND_INS.keys() | RUN_BY.keys()) - seen
+    assert all((CHECKOUT / "tests" / module).exists() for module in RUN_BY.values())
     for name in OWNERS:
-        text = (CHECKOUT / name).read_text()
-        assert set(re.findall(r"^```(\w*)\n.*?^```", text, FENCE)) <= {
-            "mermaid",
-            "sh",
-            "yaml",
-        }
+        assert languages(name) <= {"mermaid", "sh", "yaml"}
         assert name == "README.md" or blocks(name)
