@@ -9,7 +9,6 @@ function below that returns why it is not met.
 
 import os
 import shutil
-import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
@@ -114,6 +113,7 @@ def _inotify_limit() -> str:
     return "the limit of inotify watches cannot be set" if done.returncode else ""
 
 
+RARE = {"gpu"}  # CI may lack it, too
 DEMANDS: dict[str, Callable[[], str]] = {
     "chromium": _chromium,
     "docker": _docker,
@@ -127,13 +127,6 @@ DEMANDS: dict[str, Callable[[], str]] = {
     "root": _root,
     "s3-client": _s3_client,
 }
-RARE = {"gpu"}
-
-
-def pytest_configure() -> None:
-    """Let Ctrl-C reach what the tests start: in a script's background it is ignored from birth."""
-    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_configure() -> None:
