@@ -9,6 +9,7 @@ function below that returns why it is not met.
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 from collections.abc import Callable
