@@ -11,7 +11,7 @@ from stacks.images import Build
 from stacks.projects import CHECKOUT, STACKS, Host
 
 pytestmark = pytest.mark.requires("docker")
-ONE_SHOT = {"minio-volume", "setup", "prune"}
+ONE_SHOT = {"postgres-volume", "minio-volume", "setup", "prune"}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +78,17 @@ def test_same_volumes_from_the_root_and_from_a_stack(host: Host) -> None:
     for stack in STACKS:
         own = config(host, stack, "--profile", "*").get("volumes", {})
         assert {v["name"] for v in own.values()} <= {v["name"] for v in everything.values()}
+
+
+def test_files_of_the_checkout_stay_outside(host: Host) -> None:
+    """Whatever modes git has given them, no container reads them; folders of users are mounted."""
+    mounts = [
+        mount["source"]
+        for service in config(host, "", "--profile", "*")["services"].values()
+        for mount in service.get("volumes", [])
+        if mount["type"] == "bind"
+    ]
+    assert sorted(mounts) == [f"{host.folder}/dev-projects", f"{host.folder}/flows"]
 
 
 @pytest.mark.parametrize("stack", ["", "flow_agent"])

@@ -15,6 +15,7 @@ LONG_RUNNING = {
     *("postgres", "minio", "prefect", "mlflow"),
     *("flow-scheduler", "flow-agent", "ml-experimenter"),
 }
+ONE_SHOT = {"postgres-volume", "minio-volume", "setup"}
 
 
 def test_without_env_one_line_names_init(tmp_path: Any) -> None:
@@ -31,7 +32,7 @@ def test_every_service_is_healthy(one_host: OneHost) -> None:
     """`up --wait` has returned 0, and every long-running service answers its health check."""
     services = one_host.project.services()
     assert {name for name, each in services.items() if each["Health"] == "healthy"} == LONG_RUNNING
-    assert {name for name in services if name not in LONG_RUNNING} == {"setup", "minio-volume"}
+    assert {name for name in services if name not in LONG_RUNNING} == ONE_SHOT
 
 
 def test_second_up_recreates_nothing(one_host: OneHost) -> None:
@@ -206,7 +207,7 @@ def test_prune_deletes_code_that_nothing_refers_to(one_host: OneHost) -> None:
     key = "flows/left-over/" + "0" * 64 + "/flow.py"
     one_host.servers.s3.put_object(Bucket="prefect", Key=key, Body=b"x")
     done = one_host.project.compose(
-        *("--profile", "tools", "run", "--rm", "--no-TTY", "prune"),
+        *("run", "--rm", "--no-TTY", "prune"),
         *("mlops", "flows", "prune", "--code", "--days", "0", "--yes"),
     )
     assert done.returncode == 0, done.stderr

@@ -20,8 +20,8 @@ from mlops.ops.stacks import (
 )
 
 PROJECT = Path(__file__).parents[3]
-# `$${X}` is the shell's inside of a container.
-REFERENCE = re.compile(r"(?<!\$)\$\{(\w+)")
+# `$${X}` is the shell's inside of a container, and the project's name Compose's own.
+REFERENCE = re.compile(r"(?<!\$)\$\{(?!COMPOSE_PROJECT_NAME\})(\w+)")
 # Read by Compose itself, and by `mlops join`.
 NOT_IN_COMPOSE_FILES = {"COMPOSE_PROFILES", ("server", "SERVER_IP"), ("server", "UI_HOST")}
 
