@@ -121,7 +121,8 @@ class Host:
 
     def project(self, stack: str = "") -> "Project":
         """Return a stack's Compose project, or that of all of them."""
-        return Project(self.folder / stack, f"{self.mark}-{stack or 'all'}".replace("_", "-"))
+        name = f"{self.mark}-{stack}" if stack else self.mark
+        return Project(self.folder / stack, name.replace("_", "-"), self.mark)
 
     def remove(self) -> None:
         """End every project of this host, with its volumes."""
@@ -138,11 +139,13 @@ class Project:
     Args:
         folder: Where its compose.yaml lies.
         name: Of the project.
+        prefix: Of that name, and of its volumes.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, prefix: str) -> None:
         self.folder = folder
         self.name = name
+        self.prefix = prefix
 
     def compose(
         self, *arguments: str, timeout: float = 120, **variables: str
@@ -153,7 +156,7 @@ class Project:
             cwd=self.folder,
             env={
                 **{n: os.environ[n] for n in ("PATH", "HOME", "DOCKER_HOST") if n in os.environ},
-                "COMPOSE_PROJECT_NAME": self.name,
+                "VOLUME_PREFIX": self.prefix,
                 **variables,
             },
             stdin=subprocess.DEVNULL,

@@ -172,7 +172,7 @@ class Hosts:
         end = self.folder / "end"
         text = self._replaced(command, host)
         done = subprocess.run(
-            ["bash", "-o", "pipefail", "-c", f"{_compose(host)}\ntrap 'pwd >{end}' EXIT\n{text}"],
+            ["bash", "-o", "pipefail", "-c", f"trap 'pwd >{end}' EXIT\n{text}"],
             cwd=folder,
             # What the compose files read may come from `.env` alone, except for the names that
             # keep this machine's own platform out of it.
@@ -211,15 +211,6 @@ class Hosts:
         for word, value in placeholders.items():
             command = command.replace(word, value)
         return command
-
-
-def _compose(host: Host) -> str:
-    """Return a shell function that gives each folder's project the name that it has in tests."""
-    projects = [host.project(stack) for stack in ("", *STACKS)]
-    cases = " ".join(
-        f"'{each.folder}') export COMPOSE_PROJECT_NAME={each.name};;" for each in projects
-    )
-    return f'docker() {{ case $PWD in {cases} esac; command docker "$@"; }}'
 
 
 @pytest.fixture(scope="module")

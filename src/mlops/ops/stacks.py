@@ -168,8 +168,8 @@ VARIABLES = (
         "my-project",
     ),
     Variable(
-        *("VOLUME_PREFIX", (SERVER, *_MLFLOW_CLIENTS), Origin.DEFAULT),
-        "Before the names of all volumes; another one is another, empty platform.",
+        *("VOLUME_PREFIX", STACKS, Origin.DEFAULT),
+        "Before the names of projects and volumes; another one is another, empty platform.",
         "mlops",
     ),
     Variable(

@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 from dotenv import dotenv_values
@@ -511,30 +512,48 @@ def test_images_have_no_checkout(
     assert "this works in a checkout only" in capsys.readouterr().err
 
 
+def compose_reads(checkout: Checkout, file: str) -> Any:
+    """Return what Compose makes of the compose file beside an env file."""
+    done = subprocess.run(
+        ["docker", "compose", "config", "--format", "json"],
+        cwd=(checkout.folder / file).parent,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, ""), file
+    return json.loads(done.stdout)
+
+
+@pytest.fixture
+def with_compose_files(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Checkout:
+    """A checkout with the compose files, below a folder with an odd name."""
+    checkout = make_checkout(tmp_path / "it's $5 & #1", monkeypatch, capsys)
+    for path in [*PROJECT.glob("*.yaml"), *PROJECT.glob("*/*.yaml")]:
+        shutil.copy(path, checkout.folder / path.relative_to(PROJECT))
+    return checkout
+
+
 @pytest.mark.requires("docker")
 @pytest.mark.parametrize("bind", ["127.0.0.1", "::"])
-def test_compose_takes_what_is_written(
-    bind: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-) -> None:
-    """The compose files find all that they need, also below a folder with an odd name."""
-    checkout = make_checkout(tmp_path / "it's $5 & #1", monkeypatch, capsys)
-    files = ["compose.yaml", *(f"{stack.folder}/*.yaml" for stack in STACKS)]
-    for path in [path for pattern in files for path in PROJECT.glob(pattern)]:
-        shutil.copy(path, checkout.folder / path.relative_to(PROJECT))
-    checkout.init("--bind", bind)
+def test_compose_takes_what_is_written(bind: str, with_compose_files: Checkout) -> None:
+    """The compose files find all that they need."""
+    with_compose_files.init("--bind", bind)
     for file in EVERY_FILE:
-        done = subprocess.run(
-            ["docker", "compose", "config", "--format", "json"],
-            cwd=(checkout.folder / file).parent,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert (done.returncode, done.stderr) == (0, ""), file
-        scheduler = json.loads(done.stdout)["services"].get("flow-scheduler")
+        scheduler = compose_reads(with_compose_files, file)["services"].get("flow-scheduler")
         if scheduler:
             source = scheduler["volumes"][0]["source"].replace("$$", "$")
-            assert source == f"{checkout.folder}/flows"
+            assert source == f"{with_compose_files.folder}/flows"
+
+
+@pytest.mark.requires("docker")
+def test_projects_are_named_after_the_prefix(with_compose_files: Checkout) -> None:
+    """A platform beside another one on a machine does not take over its containers."""
+    with_compose_files.write(".env", "VOLUME_PREFIX=mine\n")
+    with_compose_files.init()
+    names = [compose_reads(with_compose_files, file)["name"] for file in EVERY_FILE]
+    assert names == [
+        *("mine", "mine-server", "mine-flow-scheduler", "mine-flow-agent", "mine-ml-experimenter")
+    ]
