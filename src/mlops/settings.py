@@ -7,7 +7,14 @@ from typing import Annotated, Any, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
-from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AfterValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from mlops.errors import MlopsError
@@ -34,13 +41,27 @@ class RoleSettings(BaseSettings):
             problems = error.errors()
             lines = [f"{str(each['loc'][0]).upper()}: {_explain(each)}" for each in problems]
             hint = ""
-            if any(each["type"] == "missing" for each in problems):
-                hint = "start the platform here with `./mlops local up`, or set these variables"
+            if any(_is_missing(each) for each in problems):
+                hint = (
+                    "with Compose, `./mlops init` completes .env; without, start the platform here "
+                    "with `./mlops local up`, or set these variables"
+                )
             raise MlopsError("\n  ".join(["wrong environment:", *lines]), hint=hint) from None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _empty_is_missing(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Compose hands on as empty what its `.env` lacks."""
+        required = {name for name, field in cls.model_fields.items() if field.is_required()}
+        return {n: value for n, value in values.items() if value != "" or n not in required}
+
+
+def _is_missing(problem: Any) -> bool:
+    return bool(problem["type"] == "missing" or problem["input"] == "")
 
 
 def _explain(problem: Any) -> str:
-    if problem["type"] == "missing":
+    if _is_missing(problem):
         return "not set"
     return str(problem["ctx"]["error"] if problem["type"] == "value_error" else problem["msg"])
 
@@ -49,7 +70,7 @@ def _check_address(address: str) -> str:
     """Refuse what is no address of a server, before a library makes something odd of it."""
     parts = urlsplit(address)
     if parts.scheme not in {"http", "https"} or not parts.hostname:
-        raise ValueError("not an address; allowed: http://<host>:<port>")
+        raise ValueError("not an address; allowed: http://<host>:<port> (with Compose: SERVER_IP)")
     if parts.username or parts.password:
         raise ValueError("holds credentials; they have variables of their own")
     return address
@@ -92,6 +113,13 @@ class PrefectSettings(RoleSettings):
     prefect_api_auth_string: SecretStr | None = None
     # Where people find the UI, when containers know the server by another name.
     prefect_ui_url: Address | None = None
+
+    @field_validator("prefect_api_auth_string")
+    @classmethod
+    def _with_password(cls, value: SecretStr | None) -> SecretStr | None:
+        if value and value.get_secret_value().endswith(":"):
+            raise ValueError("no password; allowed: user:password (with Compose: PREFECT_PASSWORD)")
+        return value
 
     @property
     def ui_url(self) -> str:
@@ -136,7 +164,7 @@ class AgentSettings(S3Settings, PrefectSettings, MlflowSettings, HeartbeatSettin
     """The agent: where it takes runs from, what it may use and where it keeps its caches."""
 
     # This machine, for people: in a container the system's own name means nothing to them.
-    mlops_host_name: str = Field(default_factory=socket.gethostname)
+    mlops_host_name: Annotated[str, Field(min_length=1)] = Field(default_factory=socket.gethostname)
     pool_name: str = "default-agent-pool"
     queue_name: str | None = None  # empty: every queue of the pool
     gpu_ids: Annotated[tuple[str, ...], NoDecode] = ()  # JSON list of strings; empty: CPU only

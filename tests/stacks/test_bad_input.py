@@ -2,8 +2,8 @@
 
 import re
 import socket
-from collections.abc import Iterator
-from itertools import cycle
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -27,31 +27,119 @@ def initialised(tmp_path_factory: pytest.TempPathFactory) -> Host:
     return host
 
 
-def required(host: Host, stack: str) -> list[str]:
-    """Return the variables that a stack's compose file cannot do without."""
-    text = (host.folder / stack / "compose.yaml").read_text()
-    return sorted(set(re.findall(r"\$\{(\w+):\?", text)))
+@contextmanager
+def only_env(host: Host, stack: str) -> Iterator[Callable[[str | None], None]]:
+    """Replace a stack's `.env`, or the root's, and do without the others, which count there too.
 
+    Yields:
+        What writes it; given None, there is none.
+    """
+    kept = {path: path.read_text() for path in host.folder.rglob(".env")}
+    file = host.folder / stack / ".env"
 
-@pytest.mark.parametrize("stack", STACKS)
-def test_variable_without_a_value(initialised: Host, stack: str) -> None:
-    """A variable that is missing, empty or renamed is named in one line, with `./mlops init`."""
-    file = initialised.folder / stack / ".env"
-    whole = file.read_text()
-    values = initialised.env(stack)
-    names = required(initialised, stack)
-    assert names
+    def give(text: str | None) -> None:
+        file.unlink(missing_ok=True)
+        if text is not None:
+            file.touch(mode=0o600)
+            file.write_text(text)
+
+    for path in kept:
+        path.unlink()
     try:
-        for name, instead in zip(names, cycle(("", "{name}=\n", "{name}_OLD={value}\n"))):
-            given = f"{name}={values[name]}\n"
-            assert given in whole
-            file.write_text(whole.replace(given, instead.format(name=name, value=values[name])))
-            done = initialised.project(stack).compose("up", "--detach", "--wait")
-            assert done.returncode != 0
-            (told,) = done.stderr.strip().splitlines()
-            assert f"{name} is not set, run ./mlops init" in told
+        yield give
     finally:
-        file.write_text(whole)
+        for path, text in kept.items():
+            path.touch(mode=0o600)
+            path.write_text(text)
+
+
+@pytest.mark.parametrize("stack", ["", *STACKS])
+def test_compose_answers_whatever_env_says(initialised: Host, stack: str) -> None:
+    """`ps`, `logs` and `down` work without a `.env`, and with either half of one."""
+    lines = (initialised.folder / stack / ".env").read_text().splitlines(keepends=True)
+    values = [line for line in lines if "=" in line]
+    texts = [None, "", "".join(values[::2]), "".join(values[1::2]), "".join(lines)]
+    project = initialised.project(stack)
+    with only_env(initialised, stack) as give:
+        for text in texts:
+            give(text)
+            for command in (("ps", "--all"), ("logs",), ("down",)):
+                done = project.compose(*command)
+                assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("stack", ["", *STACKS])
+def test_without_env_one_line_names_init(initialised: Host, stack: str) -> None:
+    """Whoever forgot `./mlops init` is told so by `up`, in a line and before anything is built."""
+    project = initialised.project(stack)
+    with only_env(initialised, stack):
+        done = project.compose("--profile", "cpu", "up", "--detach", "--wait")
+    assert done.returncode != 0
+    (told,) = done.stderr.strip().splitlines()
+    assert "run ./mlops init first" in told
+    assert project.containers() == []
+
+
+# What each service says when `.env` lacks everything: the names that its container has.
+S3_KEY = ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY")
+LACKING = {
+    ("server", "postgres-volume"): ["POSTGRES_PASSWORD"],
+    ("server", "minio-volume"): ["MINIO_ROOT_USER"],
+    ("server", "setup"): ["POSTGRES_PASSWORD", "PREFECT_DB_PASSWORD", "MINIO_ROOT_PASSWORD"],
+    ("server", "prefect"): ["PREFECT_DB_PASSWORD", "PREFECT_PASSWORD"],
+    ("server", "mlflow"): [
+        *("MLFLOW_DB_PASSWORD", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_AGENT_PASSWORD"),
+        *("MLFLOW_EXPERIMENTER_PASSWORD", "MLFLOW_FLASK_SERVER_SECRET_KEY", *S3_KEY),
+    ],
+    ("server", "prune"): [*S3_KEY, "PREFECT_PASSWORD"],
+    ("flow_scheduler", "flow-scheduler"): [
+        *(*S3_KEY, "MLOPS_HOST_NAME", "SERVER_IP", "PREFECT_PASSWORD")
+    ],
+    ("flow_agent", "flow-agent"): [*S3_KEY, "MLOPS_HOST_NAME", "SERVER_IP", "PREFECT_PASSWORD"],
+    ("ml_experimenter", "ml-experimenter"): ["SERVER_IP"],
+}
+NO_SECRETS = ("MLOPS_INIT", "VOLUME_PREFIX", "FLOW_DIR", "DEV_PROJECTS_DIR", "HOST_UID")
+
+
+@pytest.mark.parametrize(("stack", "service"), LACKING)
+def test_container_names_what_env_lacks(
+    images: None, initialised: Host, stack: str, service: str
+) -> None:
+    """A container that was not given what it needs ends at once, and names it and the mend."""
+    _ = images
+    values = initialised.env(stack)
+    project = initialised.project(stack)
+    with only_env(initialised, stack) as give:
+        give("".join(f"{name}={values[name]}\n" for name in NO_SECRETS if name in values))
+        done = project.compose("run", "--rm", "--no-TTY", "--no-deps", service)
+    initialised.remove()
+    assert done.returncode == 1
+    told = done.stdout + done.stderr
+    assert not [name for name in LACKING[stack, service] if name not in told], told
+    assert "./mlops init" in told
+    assert "Traceback" not in told
+
+
+def test_up_with_half_an_env(images: None, initialised: Host) -> None:
+    """`up` fails where a value is missing; what stands by then can be looked at and ended."""
+    _ = images
+    whole = (initialised.folder / "server" / ".env").read_text()
+    server = initialised.project("server")
+    told = "MINIO_ROOT_PASSWORD: not set in .env, run ./mlops init"
+    try:
+        with only_env(initialised, "server") as give:
+            give(re.sub("(?m)^MINIO_ROOT_PASSWORD=.*", "MINIO_ROOT_PASSWORD=", whole))
+            done = server.compose("up", "--detach", "--wait", timeout=240)
+            assert done.returncode != 0
+            assert 'service "minio-volume" didn\'t complete successfully' in done.stderr
+            assert told in server.compose("logs").stdout
+            give(None)
+            assert "healthy" in server.compose("ps").stdout
+            assert told in server.compose("logs").stdout
+            assert server.compose("down").returncode == 0
+            assert server.containers() == []
+    finally:
+        initialised.remove()
 
 
 def test_renamed_variable(initialised: Host) -> None:

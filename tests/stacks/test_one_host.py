@@ -8,7 +8,7 @@ import httpx
 import pytest
 from botocore.exceptions import ClientError
 from stacks.fixtures import OneHost, completed, wait_for, write_flow
-from stacks.projects import Host, docker
+from stacks.projects import docker
 
 pytestmark = [pytest.mark.requires("docker"), pytest.mark.timeout(900)]
 LONG_RUNNING = {
@@ -16,16 +16,6 @@ LONG_RUNNING = {
     *("flow-scheduler", "flow-agent", "ml-experimenter"),
 }
 ONE_SHOT = {"postgres-volume", "minio-volume", "setup"}
-
-
-def test_without_env_one_line_names_init(tmp_path: Any) -> None:
-    """Whoever forgot `./mlops init` is told so in one line, whichever project it is."""
-    host = Host(tmp_path / "host")
-    for stack in ("", "server", "flow_scheduler", "flow_agent", "ml_experimenter"):
-        done = host.project(stack).compose("up", "--detach", "--wait")
-        assert done.returncode != 0
-        assert len(done.stderr.strip().splitlines()) == 1
-        assert "./mlops init" in done.stderr
 
 
 def test_every_service_is_healthy(one_host: OneHost) -> None:

@@ -56,6 +56,24 @@ def test_what_is_no_address_is_refused(
     assert "word" not in str(caught.value)
 
 
+def test_empty_is_missing_where_a_value_is_needed(platform: pytest.MonkeyPatch) -> None:
+    """What Compose hands on from a `.env` that lacks it is told as not set, with the mend."""
+    for name in ("AWS_SECRET_ACCESS_KEY", "MLOPS_HOST_NAME"):
+        platform.setenv(name, "")
+    with pytest.raises(MlopsError) as raised:
+        AgentSettings.from_environment()
+    assert "AWS_SECRET_ACCESS_KEY: not set" in raised.value.message
+    assert "MLOPS_HOST_NAME: not set" in raised.value.message
+    assert "`./mlops init` completes .env" in raised.value.hint
+
+
+def test_login_without_a_password(platform: pytest.MonkeyPatch) -> None:
+    """A `.env` without Prefect's password gives the name of its user alone, which is no login."""
+    platform.setenv("PREFECT_API_AUTH_STRING", "admin:")
+    with pytest.raises(MlopsError, match=r"no password; allowed: .*PREFECT_PASSWORD"):
+        AgentSettings.from_environment()
+
+
 def test_empty_variables_are_as_if_not_set(platform: pytest.MonkeyPatch) -> None:
     """Compose hands on unset variables as empty ones."""
     for name in ("QUEUE_NAME", "TORCH_BACKEND", "GPU_IDS"):

@@ -85,6 +85,11 @@ def _limits(service: str, stack: Stack, **defaults: str) -> tuple[Variable, ...]
 # Names that are fields of mlops.credentials.Credentials, in capitals, are generated there.
 VARIABLES = (
     Variable(
+        *("MLOPS_INIT", (SERVER, SCHEDULER, AGENT), Origin.DEFAULT),
+        "Stays empty. Where this line is missing, `docker compose up` asks for `./mlops init`.",
+        may_be_empty=True,
+    ),
+    Variable(
         *("SERVER_IP", STACKS, Origin.SERVER),
         "Address or name under which the other stacks' containers reach the servers.",
     ),

@@ -28,12 +28,13 @@ def setup(
     from mlops.settings import S3UsersSettings, SetupSettings
 
     settings = SetupSettings.from_environment()
+    users = S3UsersSettings.from_environment() if s3_users else None
     for line in converge_databases(settings) + converge_buckets(settings):
         print(line)
-    if s3_users:
+    if users:
         from mlops.server.s3_users import converge_s3_users
 
-        for line in converge_s3_users(S3UsersSettings.from_environment()):
+        for line in converge_s3_users(users):
             print(line)
 
 
