@@ -49,7 +49,7 @@ class PrefectApi:
             body: The query.
 
         Raises:
-            MlopsError: The server does not answer, refuses, or is another one.
+            MlopsError: The server does not answer, refuses, is another one, or older than we are.
         """
         url = f"{self._settings.prefect_api_url}{path}"
         try:
@@ -58,6 +58,7 @@ class PrefectApi:
             raise _unreachable(self._settings.prefect_api_url, error) from error
         answer = _json(response)
         if response.is_success and isinstance(answer, list):
+            _refuse_older(self._settings.prefect_api_url, response)
             return answer
         check_server(self._settings)  # which says what is wrong, unless it is only this query
         raise MlopsError(
@@ -79,8 +80,7 @@ def check_server(settings: PrefectSettings) -> None:
         )
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         raise _unreachable(url, error) from error
-    version = response.headers.get(VERSION_HEADER)
-    if version is None:
+    if VERSION_HEADER not in response.headers:
         raise MlopsError(
             f"{url}: is no server of this platform; there answers {_who(response)}",
             hint="PREFECT_API_URL is http://<server>:<port>/api; with Compose, check SERVER_IP",
@@ -89,6 +89,11 @@ def check_server(settings: PrefectSettings) -> None:
         raise _refused(url)
     if not response.is_success:
         raise MlopsError(f"{url}: GET /admin/version gave {response.status_code}")
+    _refuse_older(url, response)
+
+
+def _refuse_older(url: str, response: httpx.Response) -> None:
+    version = response.headers.get(VERSION_HEADER, __version__)
     if Version(version) < Version(__version__):
         raise MlopsError(
             f"{url}: the server is mlops {version}, older than this one, {__version__}",

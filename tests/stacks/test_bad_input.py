@@ -242,10 +242,10 @@ def test_server_that_is_none(
         joined.host.remove()
 
 
-def once(joined: Joined, *options: str, **variables: str) -> str:
-    """Start the agent in the foreground, which must refuse to, and return what it says."""
+def once(joined: Joined, service: str, *options: str, **variables: str) -> str:
+    """Start a service in the foreground, which must refuse to, and return what it says."""
     done = joined.project.compose(
-        *("run", "--rm", "--no-TTY", *options, "flow-agent"), timeout=120, **variables
+        *("run", "--rm", "--no-TTY", *options, service), timeout=120, **variables
     )
     assert done.returncode == 1, done.stderr
     assert "Traceback" not in done.stderr
@@ -260,12 +260,19 @@ def agent(server_host: ServerHost, tmp_path_factory: pytest.TempPathFactory) -> 
     joined.host.remove()
 
 
-def test_agent_that_is_newer_than_the_server(agent: Joined, tmp_path: Path) -> None:
-    """A newer agent does not start, and says which of the two to update."""
+@pytest.mark.parametrize("role", ["agent", "scheduler"])
+def test_client_that_is_newer_than_the_server(
+    server_host: ServerHost, tmp_path: Path, role: str
+) -> None:
+    """A newer agent or scheduler does not start, and says which of the two to update."""
+    joined = join(server_host.host, tmp_path / "host", role)
     newer = tmp_path / "__init__.py"
     newer.write_text('__version__ = "99.0.0"\n')
     place = "/opt/mlops/code/mlops/__init__.py"
-    told = once(agent, "--volume", f"{newer}:{place}:ro")
+    try:
+        told = once(joined, f"flow-{role}", "--volume", f"{newer}:{place}:ro")
+    finally:
+        joined.host.remove()
     assert f"the server is mlops {__version__}, older than this one, 99.0.0" in told
     assert "update the server first" in told
 
@@ -284,6 +291,6 @@ def test_agent_that_is_newer_than_the_server(agent: Joined, tmp_path: Path) -> N
 )
 def test_wrong_secret(agent: Joined, name: str, message: str, mend: str) -> None:
     """An agent with a secret that its server does not know does not start, and says which."""
-    told = once(agent, **{name: "wrong"})
+    told = once(agent, "flow-agent", **{name: "wrong"})
     assert message in told
     assert mend in told

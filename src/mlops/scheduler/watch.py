@@ -6,7 +6,11 @@ A deployment whose folder vanishes is paused.
 import os
 from pathlib import Path
 
+import httpx
+
+from mlops.errors import MlopsError
 from mlops.heartbeat import Heartbeat
+from mlops.prefect_api import check_server
 from mlops.scheduler.file_changes import file_changes
 from mlops.scheduler.reconciler import Reconciler
 from mlops.settings import SchedulerSettings
@@ -20,7 +24,11 @@ def watch_folders(settings: SchedulerSettings) -> None:
 
     Args:
         settings: Which folder, and where the servers are.
+
+    Raises:
+        MlopsError: The server is older than we are, refuses us, or is another one.
     """
+    _check_server(settings)
     root = Path(os.path.abspath(settings.flow_dir))  # noqa: PTH100  # pathlib keeps ".."
     reconciler = Reconciler(settings, root)
     heartbeat = Heartbeat(settings)
@@ -30,6 +38,15 @@ def watch_folders(settings: SchedulerSettings) -> None:
         reconciler.follow(changed)
         if reconciler.is_well:
             heartbeat.beat()
+
+
+def _check_server(settings: SchedulerSettings) -> None:
+    """Refuse to start where nothing could be registered; a server that is away may come back."""
+    try:
+        check_server(settings)
+    except MlopsError as error:
+        if not isinstance(error.__cause__, httpx.HTTPError):
+            raise
 
 
 def _import_prefect() -> None:
