@@ -3,7 +3,7 @@
 import json
 import socket
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
@@ -167,7 +167,8 @@ class AgentSettings(S3Settings, PrefectSettings, MlflowSettings, HeartbeatSettin
     mlops_host_name: Annotated[str, Field(min_length=1)] = Field(default_factory=socket.gethostname)
     pool_name: str = "default-agent-pool"
     queue_name: str | None = None  # empty: every queue of the pool
-    gpu_ids: Annotated[tuple[str, ...], NoDecode] = ()  # JSON list of strings; empty: CPU only
+    # What runs see: these, as a JSON list of strings; empty: none; `all`: what the agent sees.
+    gpu_ids: Annotated[tuple[str, ...] | Literal["all"], NoDecode] = "all"
     mlops_cache_dir: Path = Path("~/.cache/mlops")
     mlops_prebuilt_dir: Path | None = None  # environments that the agent's image brings along
     mlops_environment_cache_bytes: int = Field(default=50 * 10**9, gt=0)
@@ -182,14 +183,14 @@ class AgentSettings(S3Settings, PrefectSettings, MlflowSettings, HeartbeatSettin
     @field_validator("gpu_ids", mode="before")
     @classmethod
     def _parse_gpu_ids(cls, value: object) -> object:
-        if not isinstance(value, str):
+        if not isinstance(value, str) or value == "all":
             return value
         try:
             ids = json.loads(value) if value.strip() else []
         except json.JSONDecodeError:
             ids = None
         if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
-            raise ValueError("""a JSON list of strings, as in ["0","1"]""")
+            raise ValueError("""a JSON list of strings, as in ["0","1"], or: all""")
         return tuple(ids)
 
     @field_validator("mlops_cache_dir")

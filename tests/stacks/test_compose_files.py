@@ -106,13 +106,15 @@ def test_gpu_takes_the_place_of_cpu(host: Host, stack: str) -> None:
     assert agent["build"]["args"]["VARIANT"] == "gpu"
 
 
-def test_gpu_ids_reach_the_agent(tmp_path: Path) -> None:
-    """GPU_IDS of `.env`, a JSON list, arrives as it is."""
-    host = Host(tmp_path / "host", {"GPU_IDS": '["0","1"]'})
+@pytest.mark.parametrize(("written", "read"), [('["0","1"]', '["0","1"]'), ("", "all")])
+def test_gpu_ids_reach_the_agent(written: str, read: str, tmp_path: Path) -> None:
+    """GPU_IDS of `.env`, a JSON list, arrives as it is; empty, all GPUs are meant."""
+    host = Host(tmp_path / "host", {"GPU_IDS": written})
     host.preset()
     host.init()
-    services = config(host, "", "--profile", "gpu")["services"]
-    assert services["flow-agent-gpu"]["environment"]["GPU_IDS"] == '["0","1"]'
+    services = config(host, "", "--profile", "*")["services"]
+    assert services["flow-agent-gpu"]["environment"]["GPU_IDS"] == read
+    assert services["flow-agent"]["environment"]["GPU_IDS"] == ""
 
 
 def test_files_are_the_checkouts(host: Host) -> None:

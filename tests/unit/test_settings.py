@@ -84,6 +84,14 @@ def test_empty_variables_are_as_if_not_set(platform: pytest.MonkeyPatch) -> None
     assert settings.gpu_ids == ()
 
 
+@pytest.mark.parametrize("ids", ["all", None])
+def test_all_gpus(platform: pytest.MonkeyPatch, ids: str | None) -> None:
+    """Where nobody says anything else, an agent shows its runs what it sees itself."""
+    if ids:
+        platform.setenv("GPU_IDS", ids)
+    assert AgentSettings.from_environment().gpu_ids == "all"
+
+
 def test_options_win(platform: pytest.MonkeyPatch) -> None:
     """An option that was given wins over the environment; one that was not does not."""
     platform.setenv("POOL_NAME", "gpus")

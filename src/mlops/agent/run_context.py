@@ -23,6 +23,7 @@ from mlops.settings import AgentSettings
 # Of the MLflow runs, and of the flow run itself: a retry is told from the attempt before it.
 ATTEMPT_TAG = "mlops.attempt"
 MLFLOW_CONTEXT_VARIABLE = "MLFLOW_RUN_CONTEXT"  # MLflow's own
+GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"  # CUDA's own
 # The agent's own, which would mislead a run in another environment; without bytecode
 # every run would compile what it imports anew, which doubles its start.
 _PRIVATE_VARIABLES = (
@@ -95,18 +96,17 @@ class RunContext:
     def environment(
         self, settings: AgentSettings, *, given: Mapping[str, str | None]
     ) -> dict[str, str]:
-        """Return the variables of the run's process that carry the marks.
+        """Return the variables of the run's process that carry the marks, and its GPUs.
 
         Args:
-            settings: Know the address of the run's page.
-            given: What the process finds set anyway. A context for MLflow that the deployment
-                or the run sets itself is kept.
+            settings: Know the address of the run's page, and the host's GPUs.
+            given: What the process finds set anyway. A context for MLflow, and GPUs, that the
+                deployment or the run sets itself are kept.
         """
         environment = {ATTEMPT_VARIABLE: self.attempt.name}
-        if given.get(MLFLOW_CONTEXT_VARIABLE) not in {
-            None,
-            os.environ.get(MLFLOW_CONTEXT_VARIABLE),
-        }:
+        if settings.gpu_ids != "all" and not _is_chosen(given, GPUS_VARIABLE):
+            environment[GPUS_VARIABLE] = ",".join(settings.gpu_ids)
+        if _is_chosen(given, MLFLOW_CONTEXT_VARIABLE):
             return environment
         tags = self.labels | {
             FLOW_RUN_TAG: str(self.flow_run.id),
@@ -120,6 +120,11 @@ class RunContext:
     def entrypoint(self, folder: Path) -> str:
         """Return the flow's file below a folder, with `:function`."""
         return str(folder / str(self.deployment.entrypoint if self.deployment else ""))
+
+
+def _is_chosen(given: Mapping[str, str | None], name: str) -> bool:
+    """Return whether a variable is somebody's choice for the run, and not the agent's own."""
+    return given.get(name) not in {None, os.environ.get(name)}
 
 
 def own_environment(environment: Environment, entrypoint: str) -> dict[str, str | None]:

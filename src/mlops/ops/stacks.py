@@ -153,7 +153,8 @@ VARIABLES = (
         may_be_empty=True,
     ),
     Variable(
-        *("GPU_IDS", (AGENT,), Origin.DEFAULT, """The GPUs, as in ["0","1"]; empty: CPU only."""),
+        *("GPU_IDS", (AGENT,), Origin.DEFAULT),
+        """Of the agent `gpu`: the GPUs that runs see, as in ["0","1"]; empty: all.""",
         may_be_empty=True,
     ),
     Variable("JUPYTER_TOKEN", (EXPERIMENTER,), Origin.HOST, "What JupyterLab asks for."),
