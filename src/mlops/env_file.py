@@ -26,7 +26,7 @@ class EnvFile(NamedTuple):
 
     Args:
         text: All of it.
-        values: Its variables, without quotes; the last of one name counts.
+        values: Its variables, without quotes.
         expanded: The names whose value has a `$` in it that Compose would expand.
     """
 
@@ -43,7 +43,8 @@ def read_env_file(path: Path) -> EnvFile:
 
     Raises:
         FileNotFoundError: There is none.
-        MlopsError: It is open to other users, cannot be read, or is no env file.
+        MlopsError: It is open to other users, cannot be read, is no env file, or has a name
+            twice: the first value would be completed, and the last one read.
     """
     try:
         mode = stat.S_IMODE(path.stat().st_mode)
@@ -63,12 +64,20 @@ def read_env_file(path: Path) -> EnvFile:
             f"{path}: other users may read it (mode {mode:04o})", hint=f"chmod 600 {path}"
         )
     bindings = _parse(text)
+    lines: dict[str, int] = {}
     for binding in bindings:
         if binding.error:
             raise MlopsError(
-                f"{path}: line {binding.original.line}: not understood",
+                f"{path}: line {_line(binding)}: not understood",
                 hint="lines are NAME=value; a value that begins with a quote ends with one",
             )
+        if binding.key in lines:
+            raise MlopsError(
+                f"{path}: {binding.key}: twice, in lines {lines[binding.key]} and {_line(binding)}",
+                hint="remove one of the two; the last one was in force",
+            )
+        if binding.key:
+            lines[binding.key] = _line(binding)
     values = {b.key: b.value or "" for b in bindings if b.key}
     expanded = {b.key for b in bindings if b.key and "$" in (b.value or "") and not _is_literal(b)}
     return EnvFile(text, values, frozenset(expanded))
@@ -136,6 +145,12 @@ def write_private_files(texts: Mapping[Path, str]) -> None:
 
 def _parse(text: str) -> list[Binding]:
     return list(parse_stream(StringIO(text)))
+
+
+def _line(binding: Binding) -> int:
+    """Return the number of its line; what python-dotenv counts from are blank lines before it."""
+    text = binding.original.string
+    return binding.original.line + text[: len(text) - len(text.lstrip())].count("\n")
 
 
 def _is_literal(binding: Binding) -> bool:

@@ -115,6 +115,8 @@ def test_from_windows(tmp_path: Path) -> None:
     [
         (b"A=1\nB='open\n", "line 2: not understood"),
         (b"A=1\nso it is\n", "line 2: not understood"),
+        (b"A=1\n\n# again\n\n\nB=2\nexport A=\n", "A: twice, in lines 1 and 7"),
+        (b"\n\nA=1\n\nA=1\n", "A: twice, in lines 3 and 5"),
         (b"A=\xff\n", "not UTF-8 text"),
     ],
 )
