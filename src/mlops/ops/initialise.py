@@ -15,6 +15,7 @@ from mlops.credentials import Credentials
 from mlops.env_file import EnvFile, read_env_file, set_missing, write_private_files
 from mlops.errors import MlopsError
 from mlops.ops.env_names import check_names
+from mlops.ops.env_values import check_value
 from mlops.ops.host import (
     HERE_ONLY,
     check_bind,
@@ -80,9 +81,9 @@ def initialise(checkout: Path, wishes: Wishes) -> Initialised:
         wishes: What to complete, and how.
 
     Raises:
-        MlopsError: A file cannot be read or written or has a name that is mistyped, files
-            differ, another value is there than was asked for, or a client's secrets are not
-            on this host. Nothing was written.
+        MlopsError: A file cannot be read or written, or has a name that is mistyped or a value
+            that nothing could use; files differ, another value is there than was asked for, or
+            a client's secrets are not on this host. Nothing was written.
     """
     targets = _targets(wishes.stacks)
     with _alone(checkout):
@@ -131,8 +132,8 @@ def merge(places: Places, variables: Sequence[Variable]) -> dict[str, str]:
     """Return what the files together say about some variables.
 
     Raises:
-        MlopsError: Two files say different things, or what Compose reads is not what is
-            written.
+        MlopsError: Two files say different things, nothing could use a value, or what Compose
+            reads is not what is written.
     """
     values: dict[str, str] = {}
     problems = []
@@ -149,6 +150,9 @@ def merge(places: Places, variables: Sequence[Variable]) -> dict[str, str]:
             f"{place}: {name}: Compose replaces what follows a $; put it in single quotes"
             for place in said
             if name in places[place].expanded
+        ]
+        problems += [
+            f"{p}: {told}" for p, value in said.items() if (told := check_value(name, value))
         ]
         if said:
             first, values[name] = next(iter(said.items()))

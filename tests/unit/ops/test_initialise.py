@@ -258,6 +258,61 @@ def test_value_that_compose_would_change(checkout: Checkout) -> None:
     assert "word;" not in said
 
 
+@pytest.mark.parametrize(
+    ("name", "value", "allowed"),
+    [
+        ("COMPOSE_PROFILES", "CPU", "cpu or gpu"),
+        ("COMPOSE_PROFILES", "tools", "cpu or gpu"),
+        ("FLOW_DIR", "flows", "an absolute path"),
+        ("DEV_PROJECTS_DIR", "~/projects", "an absolute path"),
+        ("VOLUME_PREFIX", "My platform", "small letters"),
+        ("MLFLOW_AGENT_PASSWORD", "elevenchars", "at least 12"),
+        ("MINIO_ROOT_PASSWORD", "seven77", "at least 8"),
+        ("AGENT_S3_SECRET_ACCESS_KEY", "seven77", "at least 8"),
+        ("MINIO_ROOT_USER", "me", "at least 3"),
+        ("SCHEDULER_S3_ACCESS_KEY_ID", "a/b/c", "letters, digits"),
+        ("PREFECT_USERNAME", "a:b", "no colon"),
+        ("PREFECT_PASSWORD", "größer", "ASCII's characters"),
+        ("POSTGRES_PASSWORD", '"two\nlines"', "ASCII's characters"),
+    ],
+)
+def test_value_that_nothing_could_use(
+    checkout: Checkout, name: str, value: str, allowed: str
+) -> None:
+    """What no server or container takes is refused with what it does take, and is not repeated."""
+    checkout.write(".env", f"{name}={value}\n")
+    said = checkout.refused("init")
+    assert said.startswith(f"mlops: .env: {name}: not usable; allowed: ")
+    assert allowed in said
+    assert value not in said
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("COMPOSE_PROFILES", "gpu"),
+        ("COMPOSE_PROFILES", "mine,cpu"),
+        ("MLFLOW_AGENT_PASSWORD", "p@ss/%41:w?#"),
+        ("MLFLOW_DB_PASSWORD", "short"),
+        ("VOLUME_PREFIX", "2nd_platform-x"),
+    ],
+)
+def test_unusual_value_that_is_fine(checkout: Checkout, name: str, value: str) -> None:
+    """What the stacks can use is taken, however unusual."""
+    checkout.write(".env", f"{name}={value}\n")
+    checkout.init()
+    assert checkout.values()[name] == value
+
+
+def test_agent_that_is_missing(checkout: Checkout) -> None:
+    """Without a profile neither agent would start, and nothing would say so."""
+    checkout.init()
+    for file in (".env", "flow_agent/.env"):
+        checkout.edit(file, "^COMPOSE_PROFILES=.*\n", "")
+    checkout.init()
+    assert checkout.values()["COMPOSE_PROFILES"] == "cpu"
+
+
 def test_open_file_is_refused(checkout: Checkout) -> None:
     """A file that others may read is refused with the mend."""
     checkout.init()
