@@ -21,7 +21,7 @@ def init(
         str | None, typer.Option(help="Address or name under which others reach the servers.")
     ] = None,
     bind: Annotated[
-        str | None, typer.Option(help="IP address to publish the servers on; 0.0.0.0: all.")
+        str | None, typer.Option(help="IPv4 address to publish the servers on; 0.0.0.0: all.")
     ] = None,
     join: Annotated[
         str | None, typer.Option(help="A token of `mlops join`; -: read it from the input.")

@@ -1,6 +1,5 @@
 """What `init` must know of the machine that it runs on, and how others reach its servers."""
 
-import errno
 import ipaddress
 import os
 import re
@@ -39,16 +38,17 @@ def server_addresses(bind: str, name: str | None) -> dict[str, str]:
     """Return the variables that say where the servers of this host are.
 
     Args:
-        bind: The IP address on which they are published; one of version 6 in brackets.
+        bind: The IP address on which they are published.
         name: How others reach this host; None: as follows from `bind`.
     """
-    address = ipaddress.ip_address(bind.strip("[]"))
+    address = ipaddress.IPv4Address(bind)
+    own = [bind]
     if address.is_unspecified:
-        own = own_address(address.version) or socket.gethostname().lower()
-    else:
-        own = HERE_ONLY if address.is_loopback else bind
-    server = name or own
-    names = ["localhost", "127.0.0.1", HERE_ONLY, server, own, socket.gethostname().lower()]
+        own = own_addresses() or [socket.gethostname().lower()]
+    elif address.is_loopback:
+        own = [HERE_ONLY]
+    server = name or own[0]
+    names = ["localhost", "127.0.0.1", HERE_ONLY, server, *own, socket.gethostname().lower()]
     return {
         "BIND_ADDRESS": bind,
         "SERVER_IP": server,
@@ -60,36 +60,35 @@ def server_addresses(bind: str, name: str | None) -> dict[str, str]:
 def is_loopback(bind: str) -> bool:
     """Can only this machine reach what is published there?"""
     try:
-        return ipaddress.ip_address(bind.strip("[]")).is_loopback
+        return ipaddress.IPv4Address(bind).is_loopback
     except ValueError:
         return False
 
 
 def check_bind(bind: str) -> str:
-    """Return an IP address of this machine as it stands in a URL and in a compose file.
+    """Return an IP address of this machine.
 
     Raises:
-        MlopsError: It is no IP address, or not this machine's.
+        MlopsError: It is no IP address, not this machine's, or one of version 6, which the
+            containers' networks do not have.
     """
+    _refuse_version_6("--bind", bind)
     try:
-        address = ipaddress.ip_address(bind.strip("[]"))
+        address = str(ipaddress.IPv4Address(bind))
     except ValueError:
         raise MlopsError(
             f"--bind {bind}: not an IP address",
             hint="an address of this machine, or 0.0.0.0 for all of them; a name goes to --host",
         ) from None
-    family = socket.AF_INET if address.version == 4 else socket.AF_INET6  # noqa: PLR2004
     try:
-        with socket.socket(family, socket.SOCK_STREAM) as probe:
-            probe.bind((str(address), 0))
-    except OSError as error:
-        if error.errno not in {errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT}:
-            raise
+        with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+            probe.bind((address, 0))
+    except OSError:
         raise MlopsError(
             f"--bind {bind}: not an address of this machine",
             hint="`ip address` lists them; 0.0.0.0 is all of them",
         ) from None
-    return in_url(str(address))
+    return address
 
 
 def check_host(name: str) -> str:
@@ -98,12 +97,15 @@ def check_host(name: str) -> str:
     MLflow compares names letter by letter, and browsers send them in lower case.
 
     Raises:
-        MlopsError: It is neither; a scheme or port, for example, is not wanted.
+        MlopsError: It is neither, or an address of version 6; a scheme or port, for example, is
+            not wanted.
     """
+    _refuse_version_6("--host", name)
     try:
-        return in_url(str(ipaddress.ip_address(name.strip("[]"))))
+        return str(ipaddress.IPv4Address(name))
     except ValueError:
-        if not _NAME.fullmatch(name):
+        # What ends in a number is an address for every program (RFC 1123, 2.1), and not this one.
+        if not _NAME.fullmatch(name) or name.rstrip(".").rpartition(".")[2].isdigit():
             raise MlopsError(
                 f"--host {name}: not an address or a host name",
                 hint="without http:// and port, as in 192.168.1.5 or ml.example.org",
@@ -111,27 +113,38 @@ def check_host(name: str) -> str:
         return name.lower()
 
 
-def in_url(address: str) -> str:
-    """Return an IP address as it stands before a port."""
-    return f"[{address}]" if ":" in address else address
+def own_addresses() -> list[str]:
+    """Return the addresses of this machine, loopback's apart, that of its default route first."""
+    import psutil
+
+    found = [
+        each.address
+        for addresses in psutil.net_if_addrs().values()
+        for each in addresses
+        if each.family == socket.AF_INET and not is_loopback(each.address)
+    ]
+    first = _address_on_default_route()
+    return list(dict.fromkeys([first, *found] if first else found))
 
 
-def own_address(version: int) -> str | None:
-    """Return the address of this machine on its default route, or None without one.
-
-    Args:
-        version: Of the Internet Protocol, 4 or 6.
-    """
-    # Connecting a datagram socket sends nothing. These are the addresses for documentation
-    # (RFC 5737, RFC 3849).
-    family, target = (
-        (socket.AF_INET, "192.0.2.1")
-        if version == 4  # noqa: PLR2004
-        else (socket.AF_INET6, "2001:db8::1")
-    )
+def _address_on_default_route() -> str | None:
+    # Connecting a datagram socket sends nothing. The address is one for documentation (RFC 5737).
     try:
-        with socket.socket(family, socket.SOCK_DGRAM) as probe:
-            probe.connect((target, 9))
-            return in_url(probe.getsockname()[0])
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            probe.connect(("192.0.2.1", 9))
+            address: str = probe.getsockname()[0]
+            return address
     except OSError:
         return None
+
+
+def _refuse_version_6(option: str, text: str) -> None:
+    """Raise MlopsError for an IPv6 address, also with brackets or the name of an interface."""
+    try:
+        ipaddress.IPv6Address(text.strip("[]"))
+    except ValueError:
+        return
+    raise MlopsError(
+        f"{option} {text}: the containers' networks have no IPv6",
+        hint="an IPv4 address, or for --host a name that stands for one",
+    )

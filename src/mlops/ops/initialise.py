@@ -277,7 +277,7 @@ def _addresses(wishes: Wishes, there: Mapping[str, str], places: Places) -> dict
     try:
         addresses = server_addresses(at, host or (None if bind else there.get("SERVER_IP")))
     except ValueError:
-        raise MlopsError(f"BIND_ADDRESS: {at}: not an IP address") from None
+        raise MlopsError(f"BIND_ADDRESS: {at}: not an IPv4 address") from None
     asked = {"BIND_ADDRESS": bind, "SERVER_IP": host}
     for name, value in asked.items():
         if value and there.get(name, value) != value:
