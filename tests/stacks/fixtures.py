@@ -104,11 +104,25 @@ def ports() -> dict[str, str]:
     return dict(zip(PORTS, map(str, free_ports(len(PORTS))), strict=True))
 
 
+# As a person may choose them: each has what means something in an address or a file.
+OWN_PASSWORDS = {
+    name: f"p@ss/%41:w?#{{}}&%(x)s+{name}"
+    for name in (
+        *("POSTGRES_PASSWORD", "PREFECT_DB_PASSWORD", "MLFLOW_DB_PASSWORD"),
+        *("PREFECT_PASSWORD", "MLFLOW_ADMIN_PASSWORD", "MLFLOW_AGENT_PASSWORD"),
+        *("MINIO_ROOT_PASSWORD", "MLFLOW_S3_SECRET_ACCESS_KEY", "AGENT_S3_SECRET_ACCESS_KEY"),
+    )
+}
+
+
 @pytest.fixture(scope="session")
 def one_host(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OneHost]:
-    """Everything on one host, from an empty platform, with a flow that runs every minute."""
+    """Everything on one host, from an empty platform, with a flow that runs every minute.
+
+    Its passwords are a person's own.
+    """
     _ = images
-    host = Host(tmp_path_factory.mktemp("one-host") / "host", ports())
+    host = Host(tmp_path_factory.mktemp("one-host") / "host", ports() | OWN_PASSWORDS)
     write_flow(host.folder / "flows" / "stacked", more=EVERY_MINUTE)
     host.preset()
     host.init()

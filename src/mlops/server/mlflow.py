@@ -13,6 +13,7 @@ import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from mlops.settings import MlflowServerSettings
 
@@ -45,7 +46,7 @@ def allowed_origins(addresses: tuple[str, ...], port: int) -> list[str]:
 
 def database_uri(settings: MlflowServerSettings) -> str:
     """Return SQLAlchemy's address of MLflow's database, with its password."""
-    password = settings.mlflow_db_password.get_secret_value()
+    password = quote(settings.mlflow_db_password.get_secret_value(), safe="")
     return (
         f"postgresql+psycopg2://mlflow:{password}"
         f"@{settings.postgres_host}:{settings.postgres_port}/mlrun"
@@ -93,7 +94,8 @@ def write_auth_config(settings: MlflowServerSettings) -> None:
     config["mlflow"] = {
         # The agent logs to experiments that an experimenter made, and the other way round.
         "default_permission": "EDIT",
-        "database_uri": database_uri(settings),
+        # MLflow reads the file with interpolation.
+        "database_uri": database_uri(settings).replace("%", "%%"),
         "authorization_function": "mlflow.server.auth:authenticate_request_basic_auth",
         # The stock login hashes the password at every request: 222 to 475 ms instead of 10.
         "auth_cache_ttl_seconds": "300",

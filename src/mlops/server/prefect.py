@@ -3,6 +3,7 @@
 import os
 import sys
 from typing import NoReturn
+from urllib.parse import quote
 
 from mlops.server.prefect_app import POOL_VARIABLE
 from mlops.settings import PrefectServerSettings
@@ -14,7 +15,7 @@ def prefect_environment(settings: PrefectServerSettings) -> dict[str, str]:
     Args:
         settings: Ports, addresses and secrets.
     """
-    password = settings.prefect_db_password.get_secret_value()
+    password = quote(settings.prefect_db_password.get_secret_value(), safe="")
     return {
         "PREFECT_HOME": str(settings.mlops_runtime_dir),
         "PREFECT_SERVER_API_HOST": settings.listen_host,

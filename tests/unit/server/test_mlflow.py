@@ -3,10 +3,12 @@ import stat
 from pathlib import Path
 
 import pytest
+from sqlalchemy import make_url
 
 from mlops.server.mlflow import (
     allowed_hosts,
     allowed_origins,
+    database_uri,
     mlflow_environment,
     write_auth_config,
 )
@@ -22,7 +24,7 @@ def settings(tmp_path: Path) -> MlflowServerSettings:
             "mlops_addresses": "localhost, gpu.example.org",
             "mlops_runtime_dir": tmp_path / "run",
             "postgres_port": 5433,
-            "mlflow_db_password": "db-secret",
+            "mlflow_db_password": "p@ss/%41:w?#",
             "mlflow_admin_password": "admin-secret",
             "mlflow_agent_password": "agent-secret",
             "mlflow_experimenter_password": "experimenter-secret",
@@ -67,6 +69,11 @@ def test_auth_config_is_private_and_replaced(settings: MlflowServerSettings) -> 
     section = config["mlflow"]
     assert section["default_permission"] == "EDIT"
     assert section["auth_cache_ttl_seconds"] == "300"
-    assert section["database_uri"] == (
-        "postgresql+psycopg2://mlflow:db-secret@127.0.0.1:5433/mlrun"
-    )
+    assert section["database_uri"] == database_uri(settings)
+
+
+def test_any_password_reaches_the_database(settings: MlflowServerSettings) -> None:
+    """Characters that mean something in an address are a part of the password."""
+    address = make_url(database_uri(settings))
+    assert (address.username, address.password) == ("mlflow", "p@ss/%41:w?#")
+    assert (address.host, address.port, address.database) == ("127.0.0.1", 5433, "mlrun")

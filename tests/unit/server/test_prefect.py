@@ -10,6 +10,7 @@ from mlops.settings import PrefectServerSettings
 READ_SETTINGS = """
 import json
 from prefect.settings import get_current_settings
+from sqlalchemy import make_url
 server = get_current_settings().server
 print(json.dumps({
     "auth": server.api.auth_string.get_secret_value(),
@@ -18,7 +19,7 @@ print(json.dumps({
     "promotion": server.ui.show_promotional_content,
     "vacuum": sorted(server.services.db_vacuum.enabled_vacuum_types),
     "retention_days": server.services.db_vacuum.retention_period.days,
-    "database": server.database.connection_url.get_secret_value(),
+    "database": make_url(server.database.connection_url.get_secret_value())._asdict(),
 }))
 """
 
@@ -29,7 +30,7 @@ def test_prefect_reads_its_environment_as_we_mean_it(tmp_path: Path) -> None:
         {
             "listen_port": 4200,
             "mlops_runtime_dir": tmp_path,
-            "prefect_db_password": "db-secret",
+            "prefect_db_password": "p@ss/%41:w?#",
             "prefect_password": "secret",
             "prefect_retention_days": 30,
         }
@@ -49,5 +50,13 @@ def test_prefect_reads_its_environment_as_we_mean_it(tmp_path: Path) -> None:
         "promotion": False,
         "vacuum": ["events", "flow_runs", "orphans"],
         "retention_days": 30,
-        "database": "postgresql+asyncpg://prefect:db-secret@127.0.0.1:5432/prefect",
+        "database": {
+            "drivername": "postgresql+asyncpg",
+            "username": "prefect",
+            "password": "p@ss/%41:w?#",
+            "host": "127.0.0.1",
+            "port": 5432,
+            "database": "prefect",
+            "query": {},
+        },
     }
