@@ -83,6 +83,8 @@ class Reconciler:
         if everything or paths:
             self._look(None if everything else paths, now)
         try:
+            if everything and self._outage is None:
+                self._ask_servers()  # who has nothing to do would not see that they are away
             if self._outage is None or self._servers_are_back(self._outage, now):
                 self._act(now)
         except MlopsError as error:

@@ -9,7 +9,9 @@ import pytest
 from mlops import __version__
 from mlops.errors import MlopsError
 from mlops.prefect_api import VERSION_HEADER, PrefectApi
+from mlops.scheduler.reconciler import Reconciler
 from mlops.scheduler.watch import watch_folders
+from mlops.scheduler.watched_folder import Pace
 from mlops.settings import SchedulerSettings
 
 
@@ -45,6 +47,16 @@ def servers_of(release: str) -> Iterator[SchedulerSettings]:
             aws_secret_access_key="test",
         )
         server.shutdown()
+
+
+def test_outage_is_noticed_when_there_is_nothing_to_do(tmp_path: Path) -> None:
+    """A scheduler without a folder to register is not well either while its servers are away."""
+    with servers_of(__version__) as settings:
+        reconciler = Reconciler(settings, tmp_path, Pace(look=0))
+        reconciler.follow([])
+        assert reconciler.is_well
+    reconciler.follow([])
+    assert not reconciler.is_well
 
 
 def test_older_server_is_refused_at_the_start(tmp_path: Path) -> None:
