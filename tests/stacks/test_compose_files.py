@@ -47,6 +47,7 @@ def test_every_service_is_looked_after(host: Host, stack: str) -> None:
         tag = services[name]["image"].partition(":")[2]
         assert tag, name
         assert tag != "latest", name
+        assert "mem_limit" in service, name
         if name in ONE_SHOT:
             assert service["restart"] == "no", name
             continue

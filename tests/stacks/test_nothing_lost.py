@@ -1,5 +1,6 @@
 """What the volumes hold outlives every way to end, move and start the stacks."""
 
+import dataclasses
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -9,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 from stacks.fixtures import completed, ports, wait_for, write_flow
+from stacks.images import SERVER
 from stacks.platform import Servers
 from stacks.projects import Host, Project, docker
 
@@ -133,12 +135,21 @@ def test_own_project_has_the_same_volumes(platform: Platform) -> None:
 
 
 def test_recreated_containers(platform: Platform) -> None:
-    """New containers, as after an image was built anew, find the data of the old ones."""
+    """New containers, also of an image that was built anew, find the data of the old ones."""
     platform.use(platform.server)
     before = platform.server.containers()
     platform.server.up("--force-recreate")
     assert not set(before) & set(platform.server.containers())
     platform.check()
+    try:
+        dataclasses.replace(SERVER, arguments=("REVISION=another",)).build()
+        before = [platform.server.services()[name]["ID"] for name in ("prefect", "mlflow")]
+        platform.server.up()
+        after = [platform.server.services()[name]["ID"] for name in ("prefect", "mlflow")]
+        assert not set(before) & set(after)
+        platform.check()
+    finally:
+        SERVER.build()
 
 
 def test_second_project_is_refused(platform: Platform) -> None:
