@@ -5,7 +5,7 @@ import re
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
 import httpx
@@ -21,6 +21,12 @@ if TYPE_CHECKING:
 VERSION_HEADER = "mlops-version"  # of our Prefect server's answers: the release it runs
 CONNECT_TIMEOUT_SECONDS = 5.0
 TIMEOUT_SECONDS = 30.0
+PAGE = 200  # the most that the server returns at once
+OVERLAP = 20  # of two pages
+
+# Orders in which no two are equal. Names are none: many flows have a deployment of the same name,
+# and the server may return equals in another order each time.
+Sort = Literal["CREATED_DESC", "ID_DESC"]
 
 
 class PrefectApi:
@@ -64,6 +70,37 @@ class PrefectApi:
         raise MlopsError(
             f"{self._settings.prefect_api_url}: refused POST {path}: {error_detail(response)}"
         )
+
+    def pages(self, path: str, query: dict[str, Any], sort: Sort) -> Iterator[dict[str, Any]]:
+        """Yield everything that a query finds, each once.
+
+        The server counts pages by position, and what vanishes meanwhile moves the rest forward,
+        past the edge of a page. So each page begins with the end of the one before.
+
+        Args:
+            path: Below the API's address, such as `/deployments/filter`.
+            query: The query, without sort, limit and offset.
+            sort: The order of the pages.
+
+        Raises:
+            MlopsError: Too much vanished at once for all of the rest to be seen; see `post`.
+        """
+        seen: set[str] = set()
+        offset = 0
+        while True:
+            page = self.post(path, {**query, "sort": sort, "limit": PAGE, "offset": offset})
+            new = [answer for answer in page if answer["id"] not in seen]
+            if offset and page and len(new) == len(page):
+                raise MlopsError(
+                    f"{self._settings.prefect_api_url}: much was deleted while POST {path} was "
+                    "answered",
+                    hint="try again",
+                )
+            seen.update(answer["id"] for answer in new)
+            yield from new
+            if len(page) < PAGE:
+                return
+            offset += PAGE - OVERLAP
 
 
 def check_server(settings: PrefectSettings) -> None:

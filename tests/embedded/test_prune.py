@@ -1,12 +1,19 @@
 import datetime as dt
 import json
+import re
 import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 from embedded.conftest import Platform, run_cli
 from embedded.flow_folders import Servers, wait_for, write_flow
+from embedded.proxies import proxies
+from fault_proxy import Request
+
+MANY = 230  # a page is 200
 
 
 @pytest.fixture(scope="module")
@@ -86,6 +93,58 @@ def test_missing_folder_of_flows_removes_nothing(platform: Platform, tmp_path: P
     done = platform.cli("flows", "prune", str(tmp_path / "unmounted"), "--yes")
     assert done.returncode == 1
     assert "no such folder, and so every flow would be gone" in done.stderr
+
+
+@pytest.fixture
+def many(servers: Servers) -> Iterator[dict[str, str]]:
+    """More deployments of one name than the server tells at once, the newest first.
+
+    Their flows' names by their ids.
+    """
+
+    def make(number: int) -> dict[str, Any]:
+        flow = servers.prefect.post("/flows/", json={"name": f"many-{number}"}).json()
+        deployment = {"name": "many", "flow_id": flow["id"]}
+        response = servers.prefect.post("/deployments/", json=deployment)
+        response.raise_for_status()
+        deployed: dict[str, Any] = response.json()
+        return deployed | {"flow": flow["name"]}
+
+    with ThreadPoolExecutor() as pool:
+        made = sorted(pool.map(make, range(MANY)), key=lambda each: str(each["created"]))
+        yield {each["id"]: each["flow"] for each in reversed(made)}
+        list(pool.map(lambda each: servers.prefect.delete(f"/flows/{each['flow_id']}"), made))
+
+
+@pytest.mark.parametrize(
+    ("command", "vanishing"), [(("run", "many"), 10), (("prune",), 30)], ids=["a few", "a lot"]
+)
+def test_none_of_many_deployments_is_missed(
+    platform: Platform,
+    servers: Servers,
+    many: dict[str, str],
+    command: tuple[str, ...],
+    vanishing: int,
+) -> None:
+    """All are seen though the server tells them in pages, or it is said that not all were."""
+    newest = list(many)
+    asked: list[Request] = []
+
+    def vanish(request: Request) -> None:
+        if request == Request("POST", "/api/deployments/filter"):
+            asked.append(request)
+            if len(asked) == 2:
+                for deployment_id in newest[:vanishing]:
+                    servers.prefect.delete(f"/deployments/{deployment_id}").raise_for_status()
+
+    with proxies(platform, "prefect", before=vanish) as between:
+        done = run_cli("flows", *command, environment=between.environment)
+    assert done.returncode == 1
+    if command == ("prune",):
+        assert "much was deleted while POST /deployments/filter was answered" in done.stderr
+    else:
+        told = set(re.findall(r"many-\d+(?=/many)", done.stderr))
+        assert told >= {many[each] for each in newest[vanishing:]}
 
 
 def test_code_that_nothing_refers_to_is_removed(

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 
 from mlops.bundles import pull_steps, pulled_bundle
 from mlops.errors import MlopsError
-from mlops.prefect_api import PrefectApi, error_detail
+from mlops.prefect_api import PAGE, PrefectApi, error_detail
 from mlops.scheduler.flow_folder import ReadFlow
 from mlops.scheduler.prefect_schedules import as_json, as_prefect, comparable
 from mlops.scheduler.schedule import Schedule
@@ -26,7 +26,6 @@ if TYPE_CHECKING:
 
 SCHEDULE_SLUG = "flow-yaml"  # marks our schedule among those that people add in the UI
 VERSION_DIGITS = 12
-PAGE = 200  # the most that Prefect returns at once
 
 
 class DeploymentChangedError(MlopsError):
@@ -100,7 +99,8 @@ class Deployment(_Answer):
 
 def read_all(api: PrefectApi) -> dict[str, Deployment]:
     """Return every deployment by its full name, `flow/deployment`."""
-    return _by_name(_pages(api, "/deployments/filter", {}), _flow_names(api, {}))
+    answers = list(api.pages("/deployments/filter", {}, sort="CREATED_DESC"))
+    return _by_name(answers, _flow_names(api, {}))
 
 
 def read_named(api: PrefectApi, names: Iterable[tuple[str, str]]) -> dict[str, Deployment]:
@@ -118,7 +118,7 @@ def read_named(api: PrefectApi, names: Iterable[tuple[str, str]]) -> dict[str, D
             "flows": {"name": {"any_": sorted({flow for flow, _ in part})}},
             "deployments": {"name": {"any_": sorted({name for _, name in part})}},
         }
-        deployments = _pages(api, "/deployments/filter", query)
+        deployments = list(api.pages("/deployments/filter", query, sort="CREATED_DESC"))
         if len(part) == 1:  # no need to ask whose they are
             found |= {f"{part[0][0]}/{answer['name']}": _parse(answer) for answer in deployments}
         elif deployments:
@@ -263,17 +263,9 @@ def _alone(name: str) -> Iterator[None]:
         ) from error
 
 
-def _pages(api: PrefectApi, path: str, query: dict[str, Any]) -> list[dict[str, Any]]:
-    answers: list[dict[str, Any]] = []
-    while True:
-        page = api.post(path, {**query, "limit": PAGE, "offset": len(answers)})
-        answers += page
-        if len(page) < PAGE:
-            return answers
-
-
 def _flow_names(api: PrefectApi, query: dict[str, Any]) -> dict[str, str]:
-    return {flow["id"]: flow["name"] for flow in _pages(api, "/flows/filter", query)}
+    flows = api.pages("/flows/filter", query, sort="CREATED_DESC")
+    return {flow["id"]: flow["name"] for flow in flows}
 
 
 def _by_name(answers: Sequence[dict[str, Any]], flows: dict[str, str]) -> dict[str, Deployment]:

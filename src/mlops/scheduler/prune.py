@@ -2,14 +2,14 @@
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from mlops.bundles import CODE_HASH_LABEL, CODE_ROOT, MANIFEST_NAME, parse_prefix
-from mlops.prefect_api import PrefectApi
-from mlops.scheduler.deployments import PAGE, VERSION_DIGITS, read_all
+from mlops.prefect_api import PAGE, PrefectApi
+from mlops.scheduler.deployments import VERSION_DIGITS, read_all
 from mlops.scheduler.gone import GoneDeployment
 from mlops.storage import ObjectStore
 
@@ -123,9 +123,11 @@ def _versions(store: ObjectStore) -> list[CodeVersion]:
 
 
 def _used_code(api: PrefectApi, bucket: str, since: dt.datetime) -> UsedCode:
+    # In the order in which what is used moves on: a deployment's code becomes that of a run to
+    # come, and that one ends.
     codes = [deployment.code for deployment in read_all(api).values()]
-    runs = [*_runs(api, {"end_time": {"after_": since.isoformat()}})]
-    runs += _runs(api, {"state": {"type": {"any_": _TO_COME}}})
+    runs = [*_runs(api, {"state": {"type": {"any_": _TO_COME}}})]
+    runs += _runs(api, {"end_time": {"after_": since.isoformat()}})
     return UsedCode(
         prefixes=frozenset(code[1].rstrip("/") for code in codes if code and code[0] == bucket),
         hashes=frozenset(str(run["labels"].get(CODE_HASH_LABEL, "")) for run in runs),
@@ -133,13 +135,5 @@ def _used_code(api: PrefectApi, bucket: str, since: dt.datetime) -> UsedCode:
     )
 
 
-def _runs(api: PrefectApi, condition: dict[str, Any]) -> Iterable[dict[str, Any]]:
-    """Yield the runs that a condition holds for; pages are cut by id, as runs come and go."""
-    offset = 0
-    while True:
-        query = {"flow_runs": condition, "sort": "ID_DESC", "limit": PAGE, "offset": offset}
-        page = api.post("/flow_runs/filter", query)
-        yield from page
-        if len(page) < PAGE:
-            return
-        offset += PAGE
+def _runs(api: PrefectApi, condition: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    return api.pages("/flow_runs/filter", {"flow_runs": condition}, sort="ID_DESC")
