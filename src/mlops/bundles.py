@@ -24,6 +24,9 @@ MANIFEST_NAME = ".mlops-manifest.json"
 PULL_STEP = "prefect_aws.deployments.steps.pull_from_s3"
 CODE_HASH_LABEL = "mlops.code_hash"  # on every run of a bundle, in Prefect and in MLflow
 CODE_ROOT = "flows"  # of all bundles in their bucket
+# The failed state of a run whose code is missing or damaged, by which the next registration
+# knows that it has to look at every byte.
+DAMAGED_STATE = "CodeDamaged"
 _PREFIX = re.compile(r"flows/(?P<name>[^/]+)/(?P<hash>[0-9a-f]{64})/?")
 _NAME_CHARACTERS = 128
 

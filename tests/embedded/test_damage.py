@@ -1,5 +1,6 @@
 """Damaged code in S3: the agent refuses it, and the next registration mends it."""
 
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ from embedded.flow_folders import Servers, wait_for, write_flow
 from embedded.registered import CRON, MANIFEST, assert_registered, prefix_of
 
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+LARGE_BYTES = 100 << 10
 IN_PARTS_BYTES = 9 << 20
 
 
@@ -74,6 +76,8 @@ def test_damaged_code_is_refused_and_mended(
         ),
         "on-disk": ("data.txt", "damaged", lambda key: on_disk(platform, key)),
         "rotten": ("data.txt", "damaged", lambda key: rot(platform, key)),
+        "rotten-large": ("large.bin", "damaged", lambda key: rot(platform, key)),
+        "rotten-parts": ("large.bin", "damaged", lambda key: rot(platform, key)),
         "in-parts": ("large.bin", "damaged", lambda key: put(servers, key, flip)),
         "manifest": (MANIFEST, "damaged", lambda key: put(servers, key, lambda b: b + b" ")),
         "no-manifest": (
@@ -88,8 +92,12 @@ def test_damaged_code_is_refused_and_mended(
         folders[name] = write_flow(
             tmp_path / f"hurt-{name}", "print('whole')", more=more, files=files
         )
-    (folders["in-parts"] / "large.bin").write_bytes(os.urandom(IN_PARTS_BYTES))
-    assert platform.cli("flows", "register", str(tmp_path)).returncode == 0
+    # Whose ETags are believed, until an agent has read them.
+    (folders["rotten-large"] / "large.bin").write_bytes(os.urandom(LARGE_BYTES))
+    for name in ("in-parts", "rotten-parts"):
+        (folders[name] / "large.bin").write_bytes(os.urandom(IN_PARTS_BYTES))
+    for _ in range(2):  # the server remembers the ETags that it has shown
+        assert platform.cli("flows", "register", str(tmp_path)).returncode == 0
     keys = {
         name: f"{prefix_of(servers.deployment(folders[name].name))}/{damages[name][0]}"
         for name in damages
@@ -101,7 +109,7 @@ def test_damaged_code_is_refused_and_mended(
     failed = run_all(servers, names)
     for name, (_, what, _) in damages.items():
         run = failed[f"hurt-{name}"]
-        assert run["state_type"] == "FAILED", run["state"]
+        assert (run["state_type"], run["state_name"]) == ("FAILED", "CodeDamaged"), run["state"]
         assert f"s3://prefect/{keys[name].rstrip('/')}: {what}" in run["state"]["message"]
         # The log's last lines arrive after the final state.
         wait_for(lambda: "register the flow again" in servers.log(run["id"]), 15)  # noqa: B023
@@ -111,8 +119,16 @@ def test_damaged_code_is_refused_and_mended(
     for folder in folders.values():
         assert f"{folder.name}/{folder.name}: repaired" in done.stdout
         assert_registered(servers, folder)
+    settled = platform.cli("flows", "register", str(tmp_path), "--json")
+    assert {row["action"] for row in json.loads(settled.stdout)} == {"unchanged"}
     # Of each kind of object one: the code, data, what has several parts, the manifest.
-    some = ["hurt-other-bytes", "hurt-deleted", "hurt-in-parts", "hurt-manifest"]
+    some = [
+        "hurt-other-bytes",
+        "hurt-deleted",
+        "hurt-in-parts",
+        "hurt-manifest",
+        "hurt-rotten-large",
+    ]
     again = run_all(servers, some)
     assert {name: run["state_type"] for name, run in again.items()} == dict.fromkeys(
         some, "COMPLETED"

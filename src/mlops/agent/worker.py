@@ -35,6 +35,7 @@ from mlops.agent.recovery import recover_regularly
 from mlops.agent.run_context import BundleSource, RunContext, own_environment
 from mlops.agent.run_ending import NO_ANSWER, ProcessEnd, RunEnding
 from mlops.agent.run_processes import end_processes
+from mlops.bundles import DAMAGED_STATE, BundleError
 from mlops.errors import MlopsError
 from mlops.heartbeat import Heartbeat
 from mlops.settings import AgentSettings
@@ -227,7 +228,10 @@ class Agent(ProcessWorker):
             await self._bring_code_and_packages(context, context.source, configuration, stack)
         except MlopsError as error:
             self.get_flow_run_logger(context.flow_run).error("%s", error)
-            failed = Failed(message=f"{str(error).splitlines()[0]} (see the run's log)")
+            failed = Failed(
+                name=DAMAGED_STATE if isinstance(error, BundleError) else None,
+                message=f"{str(error).splitlines()[0]} (see the run's log)",
+            )
         if await self._is_cancelling(context.flow_run):
             return Cancelled(message="cancelled before it started")
         return failed

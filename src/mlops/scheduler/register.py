@@ -20,6 +20,7 @@ from mlops.errors import MlopsError
 from mlops.prefect_api import PrefectApi, connect, ensure_work_pool
 from mlops.scheduler import deployments, flow_folder
 from mlops.scheduler.deployments import Deployment, DeploymentChangedError
+from mlops.scheduler.doubts import read_doubts
 from mlops.scheduler.flow_files import FolderChangedError
 from mlops.scheduler.flow_folder import ReadFlow
 from mlops.scheduler.schedule import next_runs
@@ -97,6 +98,7 @@ class Registrar:
         self._connection = ExitStack()
         self._client: SyncPrefectClient | None = None
         self._pools: set[str] = set()
+        self._doubts: dict[UUID, dt.datetime] = {}
 
     def __enter__(self) -> Self:
         return self
@@ -125,6 +127,7 @@ class Registrar:
             except MlopsError as error:
                 yield Refusal(folder=folder, message=str(error))
         registered = deployments.read_named(self._api, (flow.checked.names for flow in flows))
+        self._doubts = read_doubts(self._api, [each.id for each in registered.values()])
         for flow in flows:
             deployment = registered.get(flow.checked.name)
             try:
@@ -177,7 +180,8 @@ class Registrar:
         schema = flow_folder.check_parameters(flow) if changed else {}
         for warning in flow_folder.unset_parameters(flow.checked, schema):
             warn(warning)
-        uploaded = self._upload(flow, warn)
+        doubted = self._doubts.get(deployment.id) if deployment else None
+        uploaded = self._upload(flow, warn, doubted)
         if deployment is None:
             client = self._serve_pool(flow, warn)
             deployment_id = deployments.create(client, flow, wanted, schema)
@@ -223,9 +227,11 @@ class Registrar:
             hint="register it again",
         )
 
-    def _upload(self, flow: ReadFlow, warn: Callable[[str], None]) -> bool:
+    def _upload(
+        self, flow: ReadFlow, warn: Callable[[str], None], doubted: dt.datetime | None
+    ) -> bool:
         """Bring the bundle to S3 and return whether anything was missing there."""
-        missing = missing_files(flow.bundle, self._store)
+        missing = missing_files(flow.bundle, self._store, doubted)
         if missing is None:
             return False
         for warning in flow_folder.large_files(missing, flow.bundle.folder):

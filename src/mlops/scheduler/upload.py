@@ -1,7 +1,7 @@
 """Bringing a bundle to S3: what is missing or damaged there, and the manifest last."""
 
+import datetime as dt
 import hashlib
-import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -21,14 +21,24 @@ from mlops.storage import (
 READ_BYTES = 64 << 10
 
 
-def missing_files(bundle: Bundle, store: ObjectStore) -> list[BundleFile] | None:
+def missing_files(
+    bundle: Bundle, store: ObjectStore, doubted: dt.datetime | None = None
+) -> list[BundleFile] | None:
     """Compare a bundle with what lies in S3.
 
     A small object, which most code is, is read. A larger one counts as there when its size and
     its ETag are right, which is the MD5 of a plain upload; with another kind of ETag it is read.
+    So it is when its code was doubted after its manifest was written: an ETag may be of before
+    the server's disk was damaged.
+
+    Args:
+        bundle: What should be there.
+        store: The bucket for code.
+        doubted: When a run last found this flow's code damaged.
 
     Returns:
-        The files that are missing or damaged; None when not even the manifest is missing.
+        The files that are missing or damaged; None when not even the manifest is to be written.
+        After a doubt it is, so that its time tells that the doubt is settled.
 
     Raises:
         MlopsError: The object store does not answer or refuses.
@@ -36,31 +46,30 @@ def missing_files(bundle: Bundle, store: ObjectStore) -> list[BundleFile] | None
     prefix = bundle.prefix
     present = {found.key: found for found in store.objects(prefix)}
     files = bundle.manifest.files
+    key = f"{prefix}/{MANIFEST_NAME}"
+    manifest = present.get(key)
+    settled = doubted is None or (manifest is not None and manifest.last_modified > doubted)
 
     def is_there(file: BundleFile) -> bool:
-        return _is_there(bundle, store, file, present.get(f"{prefix}/{file.path}"))
+        found = present.get(f"{prefix}/{file.path}")
+        if found is None or found.size != file.size:
+            return False
+        trusted = settled and found.size > READ_BYTES and _has_etag(bundle, file, found)
+        return trusted or _is_whole(store, found.key, file.sha256)
 
     with ThreadPoolExecutor(TRANSFER_THREADS) as pool:
         there = list(pool.map(is_there, files))
     missing = [file for file, found in zip(files, there, strict=True) if not found]
-    manifest = f"{prefix}/{MANIFEST_NAME}"
-    # Its hash is the bundle's name.
-    whole = manifest in present and _is_whole(store, manifest, bundle.manifest.content_hash)
-    return None if whole and not missing else missing
+    # The manifest's hash is the bundle's name.
+    whole = manifest is not None and _is_whole(store, key, bundle.manifest.content_hash)
+    return None if whole and settled and not missing else missing
 
 
-def _is_there(
-    bundle: Bundle, store: ObjectStore, file: BundleFile, found: StoredObject | None
-) -> bool:
-    if found is None or found.size != file.size:
-        return False
-    if found.size <= READ_BYTES:  # a server may show an ETag of before its disk was damaged
-        return _is_whole(store, found.key, file.sha256)
-    if re.fullmatch("[0-9a-f]{32}", found.etag):
-        return found.etag == bundle.md5[file.path]
-    if "-" in found.etag and found.etag == _etag_of_parts(bundle.folder / file.path):
-        return True
-    return _is_whole(store, found.key, file.sha256)
+def _has_etag(bundle: Bundle, file: BundleFile, found: StoredObject) -> bool:
+    """Return whether an object's ETag is one that only this file's bytes have."""
+    if "-" in found.etag:
+        return found.etag == _etag_of_parts(bundle.folder / file.path)
+    return found.etag == bundle.md5[file.path]
 
 
 def _is_whole(store: ObjectStore, key: str, sha256: str) -> bool:

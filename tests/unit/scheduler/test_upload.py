@@ -1,5 +1,6 @@
 """Bringing bundles to a real S3 server, and finding what is wrong there."""
 
+import datetime as dt
 import hashlib
 import re
 from collections.abc import Callable
@@ -109,7 +110,7 @@ def etag_of_parts(path: Path) -> str:
     return f"{hashlib.md5(digests, usedforsecurity=False).hexdigest()}-{len(parts)}"
 
 
-@pytest.mark.parametrize("kind", ["of its parts", "of other parts", "opaque"])
+@pytest.mark.parametrize("kind", ["of its parts", "of other parts", "of another kind", "opaque"])
 def test_other_etags_than_md5_are_understood(s3_url: str, folder: Path, kind: str) -> None:
     """A large file whose ETag is not an MD5 counts as there when it is; it is read if need be."""
     bundle = read(folder)
@@ -117,6 +118,7 @@ def test_other_etags_than_md5_are_understood(s3_url: str, folder: Path, kind: st
     shown = {
         "of its parts": etag_of_parts(folder / "large.bin"),
         "of other parts": f"{'0' * 32}-9",
+        "of another kind": "0" * 32,  # as of an object that the server encrypts
         "opaque": "CAE=",
     }[kind]
     md5 = bundle.md5["large.bin"].encode()
@@ -131,6 +133,30 @@ def test_other_etags_than_md5_are_understood(s3_url: str, folder: Path, kind: st
         damaged = hashlib.md5(b"9" + body[1:], usedforsecurity=False).hexdigest().encode()
     with FaultProxy(s3_url, rewrite=lambda body: body.replace(damaged, b"CAE=")) as proxy:
         assert bring(bundle, open_bucket(proxy.url)) == ["large.bin"]
+
+
+def test_doubted_bundle_is_read_until_its_manifest_is_newer(s3_url: str, folder: Path) -> None:
+    """An ETag of before the damage is not believed after a doubt, which one upload settles."""
+    bundle = read(folder)
+    store = open_bucket(s3_url)
+    bring(bundle, store)
+    key = f"{bundle.prefix}/large.bin"
+    body = b"9" + (folder / "large.bin").read_bytes()[1:]
+    store.write(key, body)
+    shown = hashlib.md5(body, usedforsecurity=False).hexdigest().encode()
+    manifest = next(o for o in store.objects(bundle.prefix) if o.key.endswith(MANIFEST_NAME))
+    before, after = (manifest.last_modified + dt.timedelta(hours=hours) for hours in (-1, 1))
+
+    with FaultProxy(
+        s3_url, rewrite=lambda body: body.replace(shown, bundle.md5["large.bin"].encode())
+    ) as proxy:
+        rotten = open_bucket(proxy.url)
+        assert missing_files(bundle, rotten) is None
+        assert missing_files(bundle, rotten, before) is None
+        assert [file.path for file in missing_files(bundle, rotten, after) or []] == ["large.bin"]
+    assert bring(bundle, store) == ["large.bin"]
+    assert missing_files(bundle, store, before) is None
+    assert missing_files(bundle, store, after) == []
 
 
 @pytest.mark.parametrize("name", ["flow.py", "large.bin"])
