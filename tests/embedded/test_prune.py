@@ -1,4 +1,3 @@
-import datetime as dt
 import json
 import re
 import shutil
@@ -11,6 +10,7 @@ import pytest
 from embedded.conftest import Platform, run_cli
 from embedded.flow_folders import Servers, wait_for, write_flow
 from embedded.proxies import proxies
+from embedded.registered import make_old
 from fault_proxy import Request
 
 MANY = 230  # a page is 200
@@ -158,20 +158,19 @@ def test_code_that_nothing_refers_to_is_removed(
         (report,) = json.loads(done.stdout)
         hashes.append(report["code_hash"])
         if body == "print('ran')":
-            between = dt.datetime.now(dt.UTC)
             platform.cli("flows", "run", str(folder), "--follow")
 
     def versions() -> list[str]:
         keys = servers.objects("prefect", "flows/versions/")
         return [content_hash for content_hash in hashes if any(content_hash in k for k in keys)]
 
-    prune(platform, "--code", "--days", "30", "--yes")
+    prune(platform, "--code", "--days", "0", "--yes")
     assert versions() == hashes  # a version younger than an hour may be on its way
-    days = (dt.datetime.now(dt.UTC) - between) / dt.timedelta(days=1)
-    reported = [row["name"] for row in prune(platform, "--code", "--days", str(days))]
+    make_old(servers, "flows/versions/")
+    reported = [row["name"] for row in prune(platform, "--code")]
     assert f"s3://prefect/flows/versions/{hashes[0]}" in reported
     assert versions() == hashes
-    prune(platform, "--code", "--days", str(days), "--yes")
+    prune(platform, "--code", "--yes")
     assert versions() == hashes[1:]
     prune(platform, "--code", "--days", "0", "--yes")
     assert versions() == hashes[2:]
@@ -179,19 +178,47 @@ def test_code_that_nothing_refers_to_is_removed(
     assert again.returncode == 0, again.stderr
 
 
-def test_run_that_is_to_come_keeps_its_code(
-    platform: Platform, servers: Servers, tmp_path: Path
-) -> None:
-    """A run that waits for an agent keeps the version that it was asked for."""
-    folder = write_flow(tmp_path / "to-come", "print(1)", pool="nobody-serves-this")
+def two_versions(platform: Platform, servers: Servers, folder: Path) -> str:
+    """Register an old version of a flow with a run that waits, and a newer one; return the run."""
+    write_flow(folder, "print(1)", pool="nobody-serves-this")
     platform.cli("flows", "register", str(folder))
     platform.cli("flows", "run", str(folder))
     write_flow(folder, "print(2)", pool="nobody-serves-this")
     platform.cli("flows", "register", str(folder))
+    make_old(servers, f"flows/{folder.name}/")
+    (run,) = servers.flow_runs(servers.deployment(folder.name)["id"])
+    return str(run["id"])
+
+
+def test_run_that_is_to_come_keeps_its_code(
+    platform: Platform, servers: Servers, tmp_path: Path
+) -> None:
+    """A run that waits for an agent keeps the version that it was asked for."""
+    run = two_versions(platform, servers, tmp_path / "to-come")
     before = servers.objects("prefect", "flows/to-come/")
     prune(platform, "--code", "--days", "0", "--yes")
     assert servers.objects("prefect", "flows/to-come/") == before
-    (run,) = servers.flow_runs(servers.deployment("to-come")["id"])
-    servers.prefect.delete(f"/flow_runs/{run['id']}").raise_for_status()
+    servers.prefect.delete(f"/flow_runs/{run}").raise_for_status()
     wait_for(lambda: prune(platform, "--code", "--days", "0", "--yes"), 10)
     assert len(servers.objects("prefect", "flows/to-come/")) == len(before) / 2
+
+
+def test_run_that_ends_while_runs_are_asked_for_keeps_its_code(
+    platform: Platform, servers: Servers, tmp_path: Path
+) -> None:
+    """Between the runs to come and those that ended none is lost."""
+    run = two_versions(platform, servers, tmp_path / "ending")
+    asked: list[Request] = []
+
+    def end(request: Request) -> None:
+        if request == Request("POST", "/api/flow_runs/filter"):
+            asked.append(request)
+            if len(asked) == 2:
+                completed = {"state": {"type": "COMPLETED"}, "force": True}
+                servers.prefect.post(f"/flow_runs/{run}/set_state", json=completed)
+
+    with proxies(platform, "prefect", before=end) as between:
+        done = run_cli("flows", "prune", "--code", environment=between.environment)
+    assert done.returncode == 0, done.stderr
+    assert len(asked) == 2
+    assert "flows/ending/" not in done.stdout

@@ -1,5 +1,7 @@
 """Registrations beside each other, and folders that change while they are read."""
 
+import json
+import re
 import subprocess
 import sys
 import threading
@@ -10,12 +12,14 @@ from pathlib import Path
 import pytest
 from embedded.conftest import Platform, run_cli
 from embedded.flow_folders import Servers, wait_for, write_flow
-from embedded.proxies import proxies
+from embedded.proxies import Server, proxies
 from embedded.registered import (
     CRON,
+    MANIFEST,
     assert_registered,
     complete_bundles,
     deployments,
+    make_old,
     prefix_of,
 )
 from fault_proxy import Request
@@ -125,6 +129,90 @@ def test_registration_that_another_overtakes(
     assert_registered(servers, winner)
     version = {slow: 2, quick: 3}[winner]
     assert deployment["global_concurrency_limit"]["limit"] == version
+
+
+def prune_code(environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return run_cli("flows", "prune", "--code", "--yes", environment=environment)
+
+
+@pytest.mark.parametrize(
+    ("kind", "held_up"),
+    [
+        ("again", "PATCH .*/deployments/[^/]+"),
+        ("fresh", "POST .*/deployments/"),
+        ("unfinished", f"PUT .*/{MANIFEST}"),
+    ],
+)
+def test_prune_overtakes_a_registration(
+    platform: Platform, servers: Servers, tmp_path: Path, kind: str, held_up: str
+) -> None:
+    """Old code that is taken away before its deployment refers to it again is brought back.
+
+    It may be of an upload that was never finished.
+    """
+    folder = write_version(tmp_path / f"pruned-{kind}", 1)
+    assert platform.cli("flows", "register", str(folder)).returncode == 0
+    (old,) = deployments(servers, folder.name)
+    make_old(servers, prefix_of(old))
+    if kind == "again":
+        assert platform.cli("flows", "register", str(write_version(folder, 2))).returncode == 0
+        write_version(folder, 1)
+    else:
+        servers.prefect.delete(f"/deployments/{old['id']}").raise_for_status()
+    if kind == "unfinished":
+        servers.s3.delete_object(Bucket="prefect", Key=f"{prefix_of(old)}/{MANIFEST}")
+    pruned: list[str] = []
+
+    def overtake(request: Request) -> None:
+        if re.fullmatch(held_up, " ".join(request)) and not pruned:
+            pruned.append(prune_code(platform.environment()).stdout)
+
+    server: Server = "s3" if kind == "unfinished" else "prefect"
+    with proxies(platform, server, before=overtake) as between:
+        held = run_cli("flows", "register", str(folder), environment=between.environment)
+    assert f"removed s3://prefect/{prefix_of(old)}\n" in pruned[0]
+    assert held.returncode == 0, held.stderr
+    assert_registered(servers, folder)
+
+
+def test_registration_overtakes_a_prune(
+    platform: Platform, servers: Servers, tmp_path: Path
+) -> None:
+    """Code that comes into use is spared, and if it is being removed just then, that is told."""
+    prune_code(platform.environment())  # what other tests have left
+    unused, spared, lost = (write_version(tmp_path / f"prune-{number}", 1) for number in range(3))
+    register = ("flows", "register", str(tmp_path))
+    assert platform.cli(*register).returncode == 0
+    old = {folder: prefix_of(servers.deployment(folder.name)) for folder in (unused, spared, lost)}
+    for folder, prefix in old.items():
+        make_old(servers, prefix)
+        write_version(folder, 2)
+    assert platform.cli(*register).returncode == 0
+    overtaking = {1: spared, 3: lost}  # by the manifests that go then, the first and the last one's
+    deletions: list[Request] = []
+
+    def overtake(request: Request) -> None:
+        if request.method == "POST" and "delete" in request.target:
+            deletions.append(request)
+            if folder := overtaking.get(len(deletions)):
+                write_version(folder, 1)
+                assert platform.cli(*register).returncode == 0
+
+    with proxies(platform, "s3", before=overtake) as between:
+        held = run_cli(
+            "flows", "prune", "--code", "--yes", "--json", environment=between.environment
+        )
+    assert held.returncode == 1
+    assert f"s3://prefect/{old[lost]}: came into use while it was removed" in held.stderr
+    assert "register its flow again" in held.stderr
+    removed = {row["name"] for row in json.loads(held.stdout) if row["removed"]}
+    assert f"s3://prefect/{old[unused]}" in removed
+    assert old[spared] in complete_bundles(servers, spared.name)
+    done = platform.cli(*register)
+    assert "prune-1/prune-1: unchanged" in done.stdout
+    assert "prune-2/prune-2: repaired" in done.stdout
+    for folder in old:
+        assert_registered(servers, folder)
 
 
 @contextmanager

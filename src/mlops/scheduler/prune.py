@@ -2,12 +2,13 @@
 
 import datetime as dt
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
 from mlops.bundles import CODE_HASH_LABEL, CODE_ROOT, MANIFEST_NAME, parse_prefix
+from mlops.errors import MlopsError
 from mlops.prefect_api import PAGE, PrefectApi
 from mlops.scheduler.deployments import VERSION_DIGITS, read_all
 from mlops.scheduler.gone import GoneDeployment
@@ -38,6 +39,11 @@ class CodeVersion(BaseModel):
     keys: tuple[str, ...]
     size: int
     uploaded: dt.datetime
+
+    @property
+    def is_settled(self) -> bool:
+        """Whether it is old enough for its deployment to be there, if there will be one."""
+        return self.uploaded <= dt.datetime.now(dt.UTC) - YOUNG
 
 
 class UsedCode(NamedTuple):
@@ -87,39 +93,67 @@ def find_unused_code(api: PrefectApi, store: ObjectStore, days: float) -> list[C
     """
     now = dt.datetime.now(dt.UTC)
     # Before the runs and deployments: what is uploaded meanwhile is not among these.
-    versions = _versions(store)
+    versions = [version for version in _versions(store, CODE_ROOT) if version.is_settled]
     used = _used_code(api, store.bucket, now - dt.timedelta(days=days))
-    youngest = now - min(YOUNG, dt.timedelta(days=days))
-    return [
-        version
-        for version in versions
-        if version.uploaded <= youngest and not used.includes(version.prefix)
-    ]
+    return [version for version in versions if not used.includes(version.prefix)]
 
 
-def delete_code(store: ObjectStore, version: CodeVersion) -> None:
-    """Remove a version; the manifest first, so that nobody sees what is half removed."""
+def delete_unused_code(
+    api: PrefectApi, store: ObjectStore, days: float, prefixes: Collection[str]
+) -> Iterator[str]:
+    """Remove those of some versions that nothing refers to now, and yield each one's prefix.
+
+    A registration may go back to an old version at any time. It looks at the objects once more
+    when the deployment refers to them, as we look at the deployments when the objects are gone:
+    whoever comes last finds what the other did.
+
+    Args:
+        api: The Prefect server.
+        store: The bucket for code.
+        days: How far back a run counts, by its end.
+        prefixes: Which versions.
+
+    Raises:
+        MlopsError: A version came into use while it was removed.
+    """
+    since = dt.datetime.now(dt.UTC)
+    unused = [each for each in find_unused_code(api, store, days) if each.prefix in prefixes]
+    used = _used_code(api, store.bucket, since)
+    for version in unused:
+        found = next(_versions(store, version.prefix), None)
+        if found is None or not found.is_settled or used.includes(found.prefix):
+            continue
+        _delete_objects(store, found)
+        used = _used_code(api, store.bucket, since)
+        if used.includes(found.prefix):
+            raise MlopsError(
+                f"{store.uri(found.prefix)}: came into use while it was removed",
+                hint="register its flow again",
+            )
+        yield found.prefix
+
+
+def _delete_objects(store: ObjectStore, version: CodeVersion) -> None:
+    """Remove a version's objects; the manifest first, so that nobody sees what is half removed."""
     manifest = f"{version.prefix}/{MANIFEST_NAME}"
     if manifest in version.keys:
         store.delete([manifest])
     store.delete([key for key in version.keys if key != manifest])
 
 
-def _versions(store: ObjectStore) -> list[CodeVersion]:
+def _versions(store: ObjectStore, folder: str) -> Iterator[CodeVersion]:
     found = defaultdict(list)
-    for stored in store.objects(CODE_ROOT):
+    for stored in store.objects(folder):
         prefix = "/".join(stored.key.split("/", 3)[:3])
         if parse_prefix(prefix):
             found[prefix].append(stored)
-    return [
-        CodeVersion(
+    for prefix, objects in sorted(found.items()):
+        yield CodeVersion(
             prefix=prefix,
             keys=tuple(stored.key for stored in objects),
             size=sum(stored.size for stored in objects),
             uploaded=max(stored.last_modified for stored in objects),
         )
-        for prefix, objects in sorted(found.items())
-    ]
 
 
 def _used_code(api: PrefectApi, bucket: str, since: dt.datetime) -> UsedCode:

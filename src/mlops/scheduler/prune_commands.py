@@ -1,8 +1,7 @@
 """`mlops flows prune`: what is gone or unused is shown, and removed when the user agrees."""
 
 import sys
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NamedTuple
 
@@ -38,35 +37,24 @@ def prune(
     from mlops.settings import SchedulerSettings
 
     settings = SchedulerSettings.from_environment(flow_dir=path)
-    removed: list[str] = []
-    find = partial(_unused_code, settings, days) if code else partial(_gone_deployments, settings)
-    found = find()
+    kind = _UnusedCode(settings, days) if code else _GoneDeployments(settings)
+    found = kind.find()
     if not as_json:
         for each in found:
             print(f"{each.name}: {each.reason}" + (f"; kept: {each.kept}" if each.kept else ""))
         if not found:
             print("nothing to remove")
     to_remove = {each.name for each in found if not each.kept}
-    if to_remove and _approved(len(to_remove), yes=yes, ask=not as_json):
-        # Once more: while a user thought about it a folder may have come back, or code into use.
-        for each in find():
-            if each.name in to_remove and not each.kept:
-                each.remove()
-                removed.append(each.name)
+    removed: list[str] = []
+    try:
+        if to_remove and _approved(len(to_remove), yes=yes, ask=not as_json):
+            for name in kind.remove(to_remove):
+                removed.append(name)
                 if not as_json:
-                    print(f"removed {each.name}", flush=True)
-    if as_json:
-        print_json(
-            [
-                {
-                    "name": each.name,
-                    "reason": each.reason,
-                    "kept": each.kept,
-                    "removed": each.name in removed,
-                }
-                for each in found
-            ]
-        )
+                    print(f"removed {name}", flush=True)
+    finally:
+        if as_json:
+            print_json([each._asdict() | {"removed": each.name in removed} for each in found])
 
 
 class _Prunable(NamedTuple):
@@ -75,49 +63,92 @@ class _Prunable(NamedTuple):
     name: str
     reason: str
     kept: str
-    remove: Callable[[], None]
 
 
-def _gone_deployments(settings: "SchedulerSettings") -> list[_Prunable]:
-    from mlops.prefect_api import PrefectApi, connect
-    from mlops.scheduler.gone import find_gone
-    from mlops.scheduler.prune import delete, runs_in_progress
+class _GoneDeployments:
+    """Deployments whose folder is gone.
 
-    if not settings.flow_dir.is_dir():
-        raise MlopsError(
-            f"{settings.flow_dir}: no such folder, and so every flow would be gone",
-            hint="check FLOW_DIR; an empty folder means that nothing is to stay",
-        )
+    Args:
+        settings: Which folder, and where the servers are.
+    """
 
-    def remove(gone: "GoneDeployment") -> None:
-        with connect(settings) as client:
-            delete(client, gone)
+    def __init__(self, settings: "SchedulerSettings") -> None:
+        from mlops.prefect_api import PrefectApi
 
-    api = PrefectApi(settings)
-    found = []
-    for gone in find_gone(api, settings.mlops_host_name, settings.flow_dir):
-        runs = runs_in_progress(api, gone)
-        kept = f"in progress: {', '.join(runs)}" if runs else ""
-        found.append(_Prunable(gone.name, gone.reason, kept, partial(remove, gone)))
-    return found
+        if not settings.flow_dir.is_dir():
+            raise MlopsError(
+                f"{settings.flow_dir}: no such folder, and so every flow would be gone",
+                hint="check FLOW_DIR; an empty folder means that nothing is to stay",
+            )
+        self._settings = settings
+        self._api = PrefectApi(settings)
+
+    def find(self) -> list[_Prunable]:
+        """Return what can be removed now."""
+        return [_Prunable(gone.name, gone.reason, self._in_progress(gone)) for gone in self._find()]
+
+    def remove(self, names: Collection[str]) -> Iterator[str]:
+        """Remove those of some names that are gone still, and yield each one's name."""
+        from mlops.prefect_api import connect
+        from mlops.scheduler.prune import delete
+
+        with connect(self._settings) as client:
+            # While a user thought about it a folder may have come back, or a run begun.
+            for gone in self._find():
+                if gone.name in names and not self._in_progress(gone):
+                    delete(client, gone)
+                    yield gone.name
+
+    def _find(self) -> "list[GoneDeployment]":
+        from mlops.scheduler.gone import find_gone
+
+        return find_gone(self._api, self._settings.mlops_host_name, self._settings.flow_dir)
+
+    def _in_progress(self, gone: "GoneDeployment") -> str:
+        from mlops.scheduler.prune import runs_in_progress
+
+        runs = runs_in_progress(self._api, gone)
+        return f"in progress: {', '.join(runs)}" if runs else ""
 
 
-def _unused_code(settings: "SchedulerSettings", days: float) -> list[_Prunable]:
-    from mlops.prefect_api import PrefectApi
-    from mlops.scheduler.prune import delete_code, find_unused_code
-    from mlops.storage import ObjectStore
+class _UnusedCode:
+    """Code in S3 that nothing refers to.
 
-    store = ObjectStore(settings, settings.prefect_bucket_name)
-    return [
-        _Prunable(
-            store.uri(version.prefix),
-            f"{len(version.keys)} objects, {version.size / 1e6:.1f} MB, uploaded "
-            f"{version.uploaded:%Y-%m-%d}; no deployment and no run of the last {days:g} days",
-            "",
-            partial(delete_code, store, version),
-        )
-        for version in find_unused_code(PrefectApi(settings), store, days)
-    ]
+    Args:
+        settings: Where the servers are.
+        days: Runs that ended in so many days count.
+    """
+
+    def __init__(self, settings: "SchedulerSettings", days: float) -> None:
+        from mlops.prefect_api import PrefectApi
+        from mlops.storage import ObjectStore
+
+        self._days = days
+        self._api = PrefectApi(settings)
+        self._store = ObjectStore(settings, settings.prefect_bucket_name)
+
+    def find(self) -> list[_Prunable]:
+        """Return what can be removed now."""
+        from mlops.scheduler.prune import find_unused_code
+
+        return [
+            _Prunable(
+                self._store.uri(version.prefix),
+                f"{len(version.keys)} objects, {version.size / 1e6:.1f} MB, uploaded "
+                f"{version.uploaded:%Y-%m-%d}; no deployment and no run of the last "
+                f"{self._days:g} days",
+                "",
+            )
+            for version in find_unused_code(self._api, self._store, self._days)
+        ]
+
+    def remove(self, names: Collection[str]) -> Iterator[str]:
+        """Remove those of some names that nothing refers to now, and yield each one's name."""
+        from mlops.scheduler.prune import delete_unused_code
+
+        prefixes = {name.removeprefix(self._store.uri("")) for name in names}
+        for prefix in delete_unused_code(self._api, self._store, self._days, prefixes):
+            yield self._store.uri(prefix)
 
 
 def _approved(count: int, *, yes: bool, ask: bool) -> bool:

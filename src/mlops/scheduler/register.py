@@ -185,6 +185,8 @@ class Registrar:
         if deployment is None:
             client = self._serve_pool(flow, warn)
             deployment_id = deployments.create(client, flow, wanted, schema)
+            # Old code may have been pruned in the moments before a deployment referred to it.
+            self._upload(flow, warn)
             return self._registration(flow, deployment_id, "created", notes)
         action: Action = "unchanged"
         # Before the code: whose code it is in the end, that one finds a schedule of another's.
@@ -195,6 +197,7 @@ class Registrar:
             for effect in _effects(deployment, changed):
                 warn(f"{flow.checked.name}: {effect}")
             deployments.update(self._serve_pool(flow, warn), deployment, wanted, schema)
+            self._upload(flow, warn)  # once more, as above
             action = "updated"
         if action == "updated":
             self._verify(flow, wanted, complete=bool(changed))
@@ -228,7 +231,7 @@ class Registrar:
         )
 
     def _upload(
-        self, flow: ReadFlow, warn: Callable[[str], None], doubted: dt.datetime | None
+        self, flow: ReadFlow, warn: Callable[[str], None], doubted: dt.datetime | None = None
     ) -> bool:
         """Bring the bundle to S3 and return whether anything was missing there."""
         missing = missing_files(flow.bundle, self._store, doubted)
