@@ -27,7 +27,7 @@ ANSWER_SECONDS = 60
 PART_ANSWER_SECONDS = 180
 _PARTS_AT_ONCE = 4
 _READ_BYTES = 1 << 20
-_CODE = re.compile(r"<Code>(\w+)</Code>")
+_CODE = re.compile(r"<Code>(\w+)</Code>|\(code: (\w+)\)$")  # the second of one key among many
 _MISSING = {"NoSuchKey", "NoSuchBucket"}
 _REFUSED = {
     "AccessDenied",
@@ -210,7 +210,7 @@ class ObjectStore:
 
     def _explained(self, message: str, key: str) -> MlopsError:
         found = _CODE.search(message)
-        code = found[1] if found else ""
+        code = (found[1] or found[2]) if found else ""
         if code in _MISSING or "404 Not Found" in message:
             missing = f"s3://{self.bucket}" if code == "NoSuchBucket" else self.uri(key)
             return ObjectNotFoundError(f"{missing}: does not exist at {self._endpoint}")
@@ -222,7 +222,7 @@ class ObjectStore:
             )
         if "response body error" in message:
             return BrokenObjectError(f"{self.uri(key)}: {self._endpoint} cannot send all of it")
-        if "Server returned" in message:
+        if code or "Server returned" in message:
             return MlopsError(
                 f"{self.uri(key)}: {self._endpoint} answered {code or message.splitlines()[0]}",
                 hint="see the object store's own log; is its disk full?",

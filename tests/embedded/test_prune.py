@@ -10,7 +10,7 @@ import pytest
 from embedded.conftest import Platform, run_cli
 from embedded.flow_folders import Servers, wait_for, write_flow
 from embedded.proxies import proxies
-from embedded.registered import make_old
+from embedded.registered import MANIFEST, make_old, prefix_of
 from fault_proxy import Request
 
 MANY = 230  # a page is 200
@@ -222,3 +222,25 @@ def test_run_that_ends_while_runs_are_asked_for_keeps_its_code(
     assert done.returncode == 0, done.stderr
     assert len(asked) == 2
     assert "flows/ending/" not in done.stdout
+
+
+def test_key_that_may_not_delete_is_told_where_to_prune(
+    platform: Platform, servers: Servers, tmp_path: Path
+) -> None:
+    """Who has no right to delete code learns where the command is that has it."""
+    platform.cli("flows", "register", str(write_flow(tmp_path / "refused", "pass")))
+    deployment = servers.deployment("refused")
+    make_old(servers, "flows/refused/")
+    servers.prefect.delete(f"/deployments/{deployment['id']}").raise_for_status()
+    key = f"{prefix_of(deployment)}/{MANIFEST}"
+    error = f"<Error><Key>{key}</Key><Code>AccessDenied</Code><Message>no</Message></Error>"
+
+    def refuse(body: bytes) -> bytes:  # as MinIO does; rclone has no policies
+        refused = f"<DeleteResult>{error}</DeleteResult>"
+        return refused.encode() if b"DeleteResult" in body else body
+
+    with proxies(platform, "s3", rewrite=refuse) as between:
+        done = run_cli("flows", "prune", "--code", "--yes", environment=between.environment)
+    assert done.returncode == 1
+    assert "refused these S3 credentials (AccessDenied)" in done.stderr
+    assert "docker compose run --rm prune" in done.stderr

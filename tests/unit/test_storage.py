@@ -77,6 +77,28 @@ def test_wrong_key_is_told_from_a_missing_object(s3_url: str) -> None:
     assert "AWS_SECRET_ACCESS_KEY" in error.value.hint
 
 
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("AccessDenied", "s3://prefect/kept: {url} refused these S3 credentials (AccessDenied)"),
+        ("InternalError", "s3://prefect/kept: {url} answered InternalError"),
+    ],
+)
+def test_deletion_that_is_refused_is_told(s3_url: str, code: str, expected: str) -> None:
+    """A server refuses one key of many in an answer that is otherwise good."""
+    refusal = (
+        f"<DeleteResult><Error><Key>kept</Key><Code>{code}</Code><Message>no</Message></Error>"
+    )
+
+    def refuse(body: bytes) -> bytes:
+        return f"{refusal}</DeleteResult>".encode() if b"DeleteResult" in body else body
+
+    with FaultProxy(s3_url, rewrite=refuse) as proxy:
+        with pytest.raises(MlopsError) as raised:
+            open_bucket(proxy.url).delete(["kept"])
+        assert raised.value.message == expected.format(url=proxy.url)
+
+
 def test_hiccup_is_not_noticed(s3_url: str) -> None:
     """One broken connection is made up for."""
     broken: list[bool] = []

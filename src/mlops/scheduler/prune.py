@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from mlops.bundles import CODE_HASH_LABEL, CODE_ROOT, MANIFEST_NAME, parse_prefix
-from mlops.errors import MlopsError
+from mlops.errors import CredentialsError, MlopsError
 from mlops.prefect_api import PAGE, PrefectApi
 from mlops.scheduler.deployments import VERSION_DIGITS, read_all
 from mlops.scheduler.gone import GoneDeployment
@@ -136,9 +136,16 @@ def delete_unused_code(
 def _delete_objects(store: ObjectStore, version: CodeVersion) -> None:
     """Remove a version's objects; the manifest first, so that nobody sees what is half removed."""
     manifest = f"{version.prefix}/{MANIFEST_NAME}"
-    if manifest in version.keys:
-        store.delete([manifest])
-    store.delete([key for key in version.keys if key != manifest])
+    try:
+        if manifest in version.keys:
+            store.delete([manifest])
+        store.delete([key for key in version.keys if key != manifest])
+    except CredentialsError as error:
+        raise CredentialsError(
+            error.message,
+            hint="with Compose, code is deleted on the server's host only: "
+            "cd server && docker compose run --rm prune",
+        ) from error
 
 
 def _versions(store: ObjectStore, folder: str) -> Iterator[CodeVersion]:
