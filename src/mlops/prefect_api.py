@@ -47,6 +47,10 @@ class PrefectApi:
             else True,
         )
 
+    def close(self) -> None:
+        """Close the connections."""
+        self._http.close()
+
     def post(self, path: str, body: dict[str, Any]) -> list[dict[str, Any]]:
         """Send a query and return the list that answers it.
 

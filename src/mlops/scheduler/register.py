@@ -96,6 +96,7 @@ class Registrar:
         self._show_upload = show_upload
         self._retries = retries
         self._connection = ExitStack()
+        self._connection.callback(self._api.close)
         self._client: SyncPrefectClient | None = None
         self._pools: set[str] = set()
         self._doubts: dict[UUID, dt.datetime] = {}
