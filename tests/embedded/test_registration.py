@@ -1,5 +1,6 @@
 import hashlib
 import json
+import re
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -127,21 +128,33 @@ def test_change_updates_in_place_and_keeps_the_switches(
     assert schedule["schedule"]["cron"] == "30 9 * * *"
 
 
-def test_edited_parameters_are_told_before_they_are_overwritten(
+def test_edits_in_the_ui_are_told_before_they_are_overwritten(
     platform: Platform, servers: Servers, tmp_path: Path
 ) -> None:
-    """What somebody set in the UI is named, with what takes its place."""
-    given = "parameters: {n: 4}\n"
-    folder = write_flow(tmp_path / "edited", "pass", signature="n: int, m: int = 1", more=given)
+    """What somebody set in the UI is shown, with what takes its place: it can be restored."""
+    given = CRON + "parameters: {n: 4, k: 1}\n"
+    signature = "n: int, k: float, m: int = 1"
+    folder = write_flow(tmp_path / "edited", "pass", signature=signature, more=given)
     platform.cli("flows", "register", str(folder))
-    deployment = f"/deployments/{servers.deployment('edited')['id']}"
-    edited = {"parameters": {"n": 7, "m": 2}}
-    servers.prefect.patch(deployment, json=edited).raise_for_status()
+    deployment = servers.deployment("edited")
+    path = f"/deployments/{deployment['id']}"
+    edited = {"parameters": {"n": 7, "k": 1.0, "m": 2}}
+    servers.prefect.patch(path, json=edited).raise_for_status()
+    schedule = {"schedule": {"cron": "0 10 * * *", "timezone": "UTC"}}
+    servers.prefect.patch(
+        f"{path}/schedules/{deployment['schedules'][0]['id']}", json=schedule
+    ).raise_for_status()
     done = platform.cli("flows", "register", str(folder))
     assert done.returncode == 0, done.stderr
     assert "parameter n: 7 is overwritten by 4" in done.stderr
+    assert "parameter k: 1.0 is overwritten by 1" in done.stderr
     assert "parameter m: 2 is removed: flow.yaml has none" in done.stderr
-    assert servers.deployment("edited")["parameters"] == {"n": 4}
+    was, will = '"cron": "0 10 * * *", "timezone": "UTC"', '"cron": "0 9 * * *"'
+    assert re.search(
+        f"schedule: .*{re.escape(was)}.* is overwritten by .*{re.escape(will)}", done.stderr
+    )
+    assert servers.deployment("edited")["parameters"] == {"n": 4, "k": 1}
+    assert "warning" not in platform.cli("flows", "register", str(folder)).stderr
 
 
 def test_what_a_run_needs_is_carried_through(

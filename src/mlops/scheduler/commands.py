@@ -111,7 +111,7 @@ def register(paths: Paths = None, *, as_json: AsJson = False) -> None:
     settings = SchedulerSettings.from_environment()
     report: list[dict[str, Any]] = []
     failed = False
-    with Registrar(settings, warn=warn, show_upload=show_upload) as registrar:
+    with Registrar(settings, warn=warn, show_upload=show_upload, show_parameters=True) as registrar:
         for outcome in registrar.register(folders):
             if isinstance(outcome, Refusal):
                 failed = True

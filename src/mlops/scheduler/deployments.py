@@ -153,7 +153,7 @@ def differences(deployment: Deployment, wanted: dict[str, Any]) -> dict[str, Any
     return {
         field: value
         for field, value in wanted.items()
-        if _canonical(deployment.value(field)) != _canonical(value)
+        if canonical(deployment.value(field)) != canonical(value)
     }
 
 
@@ -280,5 +280,6 @@ def _parse(answer: dict[str, Any]) -> Deployment:
     return Deployment.model_validate(answer)
 
 
-def _canonical(value: object) -> str:
-    return json.dumps(value, sort_keys=True)  # 1, 1.0 and true are equal in Python
+def canonical(value: object) -> str:
+    """Return a JSON value as text, by which to compare: 1, 1.0 and true are equal in Python."""
+    return json.dumps(value, sort_keys=True)

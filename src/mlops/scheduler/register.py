@@ -6,7 +6,6 @@ as they left it.
 """
 
 import datetime as dt
-import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
@@ -21,6 +20,7 @@ from mlops.prefect_api import PrefectApi, connect, ensure_work_pool
 from mlops.scheduler import deployments, flow_folder
 from mlops.scheduler.deployments import Deployment, DeploymentChangedError
 from mlops.scheduler.doubts import read_doubts
+from mlops.scheduler.effects import effects
 from mlops.scheduler.flow_files import FolderChangedError
 from mlops.scheduler.flow_folder import ReadFlow
 from mlops.scheduler.schedule import next_runs
@@ -78,6 +78,7 @@ class Registrar:
         warn: Is told at once what a user should know, before anything is overwritten.
         show_upload: Is given a folder's name and the bytes to send, if these are many, and
             returns a context whose value is told the progress.
+        show_parameters: Whether the warnings show values of parameters, which may be secrets.
         retries: How often a request to Prefect is tried again when the server is away.
     """
 
@@ -87,6 +88,7 @@ class Registrar:
         *,
         warn: Callable[[str], None],
         show_upload: ShowUpload,
+        show_parameters: bool = False,
         retries: int = RETRIES,
     ) -> None:
         self._settings = settings
@@ -94,6 +96,7 @@ class Registrar:
         self._store = ObjectStore(settings, settings.prefect_bucket_name)
         self._warn = warn
         self._show_upload = show_upload
+        self._show_parameters = show_parameters
         self._retries = retries
         self._connection = ExitStack()
         self._connection.callback(self._api.close)
@@ -189,14 +192,16 @@ class Registrar:
             # Old code may have been pruned in the moments before a deployment referred to it.
             self._upload(flow, warn)
             return self._registration(flow, deployment_id, "created", notes)
+        schedule = flow.checked.spec.schedule
+        shown = self._show_parameters
+        for effect in effects(deployment, changed, schedule, show_parameters=shown):
+            warn(f"{flow.checked.name}: {effect}")
         action: Action = "unchanged"
         # Before the code: whose code it is in the end, that one finds a schedule of another's.
-        if deployments.schedule_differs(deployment, flow.checked.spec.schedule):
-            deployments.write_schedule(self._connect(), deployment, flow.checked.spec.schedule)
+        if deployments.schedule_differs(deployment, schedule):
+            deployments.write_schedule(self._connect(), deployment, schedule)
             action = "updated"
         if changed:
-            for effect in _effects(deployment, changed):
-                warn(f"{flow.checked.name}: {effect}")
             deployments.update(self._serve_pool(flow, warn), deployment, wanted, schema)
             self._upload(flow, warn)  # once more, as above
             action = "updated"
@@ -284,27 +289,3 @@ class Registrar:
 
 def _show_nothing(_name: str, _size: int) -> AbstractContextManager[None]:
     return nullcontext()
-
-
-def _effects(deployment: Deployment, changed: dict[str, Any]) -> Iterator[str]:
-    """Yield what becomes of the parameters, which the UI can edit, and of source and pause."""
-    for name, value in deployment.parameters.items():
-        new = changed.get("parameters", deployment.parameters)
-        if name not in new:
-            yield f"parameter {name}: {_shown(value)} is removed: flow.yaml has none"
-        elif new[name] != value:
-            yield f"parameter {name}: {_shown(value)} is overwritten by {_shown(new[name])}"
-    if "pull_steps" not in changed:  # the folder is the same, and so it was the UI
-        for field in sorted(changed.keys() - {"parameters", "path"}):
-            was, will = _shown(deployment.value(field)), _shown(changed[field])
-            yield f"{field}: {was} is overwritten by {will}"
-    other = deployment.source
-    new_path = changed.get("path")
-    if new_path and other and other._replace(gone=False) != Source.parse(new_path):
-        yield f"was registered from {other}, now from {new_path}"
-    if other and other.gone and deployment.paused:
-        yield "resumed, its folder is back"
-
-
-def _shown(value: object) -> str:
-    return json.dumps(value, ensure_ascii=False)
