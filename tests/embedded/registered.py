@@ -36,9 +36,9 @@ def complete_bundles(servers: Servers, name: str) -> dict[str, dict[str, str]]:
     return bundles
 
 
-def deployments(servers: Servers, name: str) -> list[dict[str, Any]]:
-    """Return all deployments of a name; there should be one at most."""
-    query = {"deployments": {"name": {"any_": [name]}}}
+def deployments(servers: Servers, *names: str) -> list[dict[str, Any]]:
+    """Return all deployments of some names; there should be one of each at most."""
+    query = {"deployments": {"name": {"any_": names}}}
     response = servers.prefect.post("/deployments/filter", json=query)
     response.raise_for_status()
     found: list[dict[str, Any]] = response.json()

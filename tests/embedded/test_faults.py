@@ -1,14 +1,16 @@
 """Registrations that go wrong: what is left is never half a flow, and the next one completes it."""
 
+import itertools
 import os
 import random
 import re
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import product
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -21,10 +23,15 @@ from embedded.registered import (
     assert_registered,
     complete_bundles,
     deployments,
+    prefix_of,
 )
 from embedded.small_disk import fill, small_disk
 from fault_proxy import Fault, Request
 from s3_server import ACCESS_KEY, SECRET_KEY, open_bucket, serve_s3
+
+from mlops.bundles import download, fetch_manifest
+from mlops.settings import S3Settings
+from mlops.storage import ObjectStore
 
 AT_ONCE = 4  # registrations that wait for a server more than they compute
 FAULTS: tuple[Fault, ...] = ("refuse", "cut")
@@ -32,6 +39,7 @@ SERVERS: tuple[Server, ...] = ("prefect", "s3")
 FROZEN: tuple[tuple[Server, int], ...] = (("prefect", 0), ("prefect", 4), ("s3", 0), ("s3", 3))
 FROZEN_LIMIT_SECONDS = 120  # what a user may have to wait before a frozen server is given up
 KILLS = 50
+PAUSE_SECONDS = 0.1  # between two runs that look for the code of all flows
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +103,7 @@ def test_server_that_goes_away_at_any_request(
     cases = [
         (server, fault, passed)
         # The object store is asked for the same things again, below another hash.
-        for server, fault in product(SERVERS if kind == "first" else SERVERS[:1], FAULTS)
+        for server, fault in itertools.product(SERVERS if kind == "first" else SERVERS[:1], FAULTS)
         for passed in range(counts[server])
     ]
     assert len(cases) >= 12
@@ -184,67 +192,90 @@ def test_disk_of_the_scheduler_is_full(
         assert_registered(servers, folder)
 
 
-class Killing:
-    """Registers folders and kills each registration, at a moment or at a request, by chance.
+def start_registration(folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mlops", "flows", "register", str(folder)],
+        env=environment,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
 
-    Args:
-        platform: The servers.
-        seed: Of the chances.
+
+def kill_at_a_moment(platform: Platform, folder: Path, moment_seconds: float) -> bool:
+    """Register a folder, and kill that after a while; return whether it still ran."""
+    process = start_registration(folder, platform.environment("scheduler"))
+    try:
+        process.wait(moment_seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+    return process.wait() == -signal.SIGKILL
+
+
+def kill_at_a_request(
+    platform: Platform, folder: Path, server: Server, number: int, delay_seconds: float
+) -> bool:
+    """Register a folder, and kill that shortly after a request; return whether it still ran."""
+    started: list[subprocess.Popen[bytes]] = []
+    count = itertools.count()
+
+    def kill_in_time(_request: Request) -> None:
+        if next(count) == number:
+            threading.Event().wait(delay_seconds)
+            started[0].kill()
+
+    with proxies(platform, server, before=kill_in_time) as between:
+        started.append(start_registration(folder, between.environment))
+        return started[0].wait() == -signal.SIGKILL
+
+
+@contextmanager
+def runs_elsewhere(
+    platform: Platform, servers: Servers, names: list[str], folder: Path
+) -> Iterator[set[str]]:
+    """Get the code of flows again and again, as agents do for runs; yield what was got.
+
+    At the end nothing of it may ever have been missing or damaged.
     """
+    key = platform.credentials.s3_key("agent")
+    settings = S3Settings.from_environment(
+        aws_endpoint_url_s3=platform.addresses.s3,
+        aws_access_key_id=key.access_key_id,
+        aws_secret_access_key=key.secret_access_key,
+    )
+    store = ObjectStore(settings, "prefect")
+    ended = threading.Event()
+    seen: set[str] = set()
 
-    def __init__(self, platform: Platform, seed: int) -> None:
-        self._platform = platform
-        self._chances = random.Random(seed)  # noqa: S311  # no secret
-        self._lock = threading.Lock()
+    def run() -> None:
+        for number in itertools.count():
+            last = ended.wait(PAUSE_SECONDS)
+            for prefix in map(prefix_of, deployments(servers, *names)):
+                target = folder / str(number) / prefix
+                target.mkdir(parents=True)
+                download(store, prefix, fetch_manifest(store, prefix), target)
+                seen.add(prefix)
+            if last:
+                return
 
-    def kill_at_a_moment(self, folder: Path, length_seconds: float) -> bool:
-        """Kill after a time below that; return whether it still ran."""
-        with self._lock:
-            moment = self._chances.uniform(0, length_seconds)
-        process = self._start(folder, self._platform.environment("scheduler"))
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(run)
         try:
-            process.wait(moment)
-        except subprocess.TimeoutExpired:
-            process.kill()
-        return process.wait() != 0
-
-    def kill_at_a_request(self, folder: Path, server: Server, count: int) -> bool:
-        """Kill at one of so many requests, or shortly after it; return whether it still ran."""
-        with self._lock:
-            left = self._chances.randrange(count)
-            delay = self._chances.choice((0, 0, 0.002, 0.01))
-        started: list[subprocess.Popen[bytes]] = []
-
-        def kill_in_time(_request: Request) -> None:
-            nonlocal left
-            with self._lock:
-                left -= 1
-                now = left == -1
-            if now:
-                threading.Event().wait(delay)
-                started[0].kill()
-
-        with proxies(self._platform, server, before=kill_in_time) as between:
-            started.append(self._start(folder, between.environment))
-            return started[0].wait() != 0
-
-    @staticmethod
-    def _start(folder: Path, environment: dict[str, str]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(
-            [sys.executable, "-m", "mlops", "flows", "register", str(folder)],
-            env=environment,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+            yield seen
+        finally:
+            ended.set()
+        running.result()
 
 
 def test_killed_registration_is_completed_by_the_next(
     platform: Platform, servers: Servers, tmp_path: Path
 ) -> None:
-    """After `kill -9` at any moment every bundle with a manifest is whole, and so is every flow."""
-    probe = attempt(platform, write_version(tmp_path / "kill-probe", 1))
-    killing = Killing(platform, seed=20)
-    folders = [write_version(tmp_path / f"kill-{number}", 1) for number in range(KILLS)]
+    """After `kill -9` at any moment every bundle with a manifest is whole, and so is every flow.
+
+    Nor does a run that begins at the same time ever find half a folder.
+    """
+    root = tmp_path / "flows"
+    probe = attempt(platform, write_version(root / "kill-probe", 1))
+    folders = [write_version(root / f"kill-{number}", 1) for number in range(KILLS)]
     changed = folders[::2]
     assert run_cli(
         "flows", "register", *map(str, changed), environment=platform.environment("scheduler")
@@ -252,27 +283,41 @@ def test_killed_registration_is_completed_by_the_next(
     for folder in changed:
         write_version(folder, 2)
 
-    def kill(number: int) -> str:
-        folder = folders[number]
+    def kill_once(number: int, chances: random.Random) -> bool:
         ways = number // 2 % 4  # half by the clock, half by what the servers are asked
         if ways < 2:
-            killed = killing.kill_at_a_moment(folder, probe.seconds)
-        else:
-            server = SERVERS[ways % 2]
-            killed = killing.kill_at_a_request(folder, server, probe.requests[server])
+            moment = chances.uniform(0, probe.seconds)
+            return kill_at_a_moment(platform, folders[number], moment)
+        server = SERVERS[ways % 2]
+        request = chances.randrange(probe.requests[server])
+        delay = chances.choice((0, 0, 0.002, 0.01))
+        return kill_at_a_request(platform, folders[number], server, request, delay)
+
+    def kill(number: int) -> str:
+        folder = folders[number]
+        chances = random.Random(number)  # noqa: S311  # no secret
+        version = 3
+        while not kill_once(number, chances):  # too late: it is registered
+            write_version(folder, version)
+            version += 1
         assert_never_half(servers, folder.name)
         versions = {
             key.split("/")[2] for key in servers.objects("prefect", f"flows/{folder.name}/")
         }
         unfinished = len(versions) - len(complete_bundles(servers, folder.name))
         state = ("nothing", "unfinished code")[unfinished] if len(versions) == unfinished else ""
-        return f"{killed} {state or 'code'} {len(versions)}"
+        return f"{state or 'code'} {len(versions)}"
 
-    with ThreadPoolExecutor(2) as pool:
+    names = [folder.name for folder in folders]
+    with (
+        runs_elsewhere(platform, servers, names, tmp_path / "runs") as seen,
+        ThreadPoolExecutor(2) as pool,
+    ):
         states = list(pool.map(kill, range(KILLS)))
+    assert len(seen) >= len(changed)
     # All phases were hit: before, in the middle of and after the upload.
-    assert {"True nothing 0", "True unfinished code 1", "True code 1", "True code 2"} <= {*states}
-    done = platform.cli("flows", "register", str(tmp_path))
+    assert {"nothing 0", "unfinished code 1", "code 1", "code 2"} <= {*states}
+    done = platform.cli("flows", "register", str(root))
     assert done.returncode == 0, done.stderr
     for folder in folders:
         assert_registered(servers, folder)
