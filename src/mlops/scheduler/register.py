@@ -27,7 +27,7 @@ from mlops.scheduler.schedule import next_runs
 from mlops.scheduler.source import Source
 from mlops.scheduler.spec import FlowYamlError
 from mlops.scheduler.twins import TwinError, is_same, refuse_twin
-from mlops.scheduler.upload import missing_files, upload
+from mlops.scheduler.upload import goes_by_etags, missing_files, upload
 from mlops.settings import SchedulerSettings
 from mlops.storage import ObjectStore, Progress
 
@@ -131,7 +131,14 @@ class Registrar:
             except MlopsError as error:
                 yield Refusal(folder=folder, message=str(error))
         registered = deployments.read_named(self._api, (flow.checked.names for flow in flows))
-        self._doubts = read_doubts(self._api, [each.id for each in registered.values()])
+        self._doubts = read_doubts(
+            self._api,
+            [
+                registered[flow.checked.name].id
+                for flow in flows
+                if flow.checked.name in registered and goes_by_etags(flow.bundle)
+            ],
+        )
         for flow in flows:
             deployment = registered.get(flow.checked.name)
             try:

@@ -21,6 +21,11 @@ from mlops.storage import (
 READ_BYTES = 64 << 10
 
 
+def goes_by_etags(bundle: Bundle) -> bool:
+    """Return whether `missing_files` may trust an ETag, so that doubts are worth asking for."""
+    return any(file.size > READ_BYTES for file in bundle.manifest.files)
+
+
 def missing_files(
     bundle: Bundle, store: ObjectStore, doubted: dt.datetime | None = None
 ) -> list[BundleFile] | None:
