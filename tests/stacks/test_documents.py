@@ -41,7 +41,7 @@ class StandIn(NamedTuple):
 
 
 GPU_CONFIG = "docker compose --profile gpu config --quiet"
-PRUNE = "run --rm prune mlops flows prune --code --days 0 --yes"
+PRUNE = "run --rm prune mlops flows prune --code --yes"
 STAND_INS = {
     "git pull": StandIn("a copy of the checkout has no remote", "true"),
     "./mlops join agent | ssh gpu1 'cd mlops && ./mlops init agent --join -'": StandIn(
@@ -239,7 +239,7 @@ def test_platform_is_run_as_documented(hosts: Hosts) -> None:
     before = Servers(hosts["the server's host"].env(), hosts.address)
     before.prefect.post("/variables/", json={"name": "kept", "value": 1}).raise_for_status()
     before.s3.put_object(Bucket="dvc", Key="kept", Body=b"as it was")
-    before.s3.put_object(Bucket="prefect", Key=LEFT_OVER, Body=b"")
+    before.put_long_ago("prefect", LEFT_OVER, b"")
     hosts.run("docs/operations.md")
     moved = Servers(hosts["the new host"].env("server"), hosts.address)
     assert moved.prefect.get("/variables/name/kept").json()["value"] == 1

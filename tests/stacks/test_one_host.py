@@ -6,7 +6,6 @@ from typing import Any
 
 import httpx
 import pytest
-from botocore.awsrequest import AWSRequest
 from botocore.exceptions import ClientError
 from stacks.fixtures import OneHost, completed, wait_for, write_flow
 from stacks.projects import docker
@@ -213,15 +212,7 @@ def test_more_agents_share_the_work(one_host: OneHost) -> None:
 def test_prune_deletes_code_that_nothing_refers_to(one_host: OneHost) -> None:
     """The server's prune command sees the unused code, and has the key to delete it."""
     key = "flows/left-over/" + "0" * 64 + "/flow.py"
-
-    def long_ago(request: AWSRequest, **_: object) -> None:
-        # MinIO takes it from its root, as from another site that it is a copy of.
-        request.headers["X-Minio-Source-Mtime"] = "2020-01-01T00:00:00Z"
-
-    events = one_host.servers.s3.meta.events
-    events.register("before-sign.s3.PutObject", long_ago)
-    one_host.servers.s3.put_object(Bucket="prefect", Key=key, Body=b"x")
-    events.unregister("before-sign.s3.PutObject", long_ago)
+    one_host.servers.put_long_ago("prefect", key, b"x")
     done = one_host.project.compose(
         *("run", "--rm", "--no-TTY", "prune", "mlops", "flows", "prune", "--code", "--yes"),
     )

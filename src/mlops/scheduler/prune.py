@@ -143,8 +143,8 @@ def _delete_objects(store: ObjectStore, version: CodeVersion) -> None:
     except CredentialsError as error:
         raise CredentialsError(
             error.message,
-            hint="with Compose, code is deleted on the server's host only: "
-            "cd server && docker compose run --rm prune",
+            hint="with Compose, code is deleted on the server's host only, in the folder that its "
+            "project was started in: docker compose run --rm prune",
         ) from error
 
 
