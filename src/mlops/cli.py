@@ -19,6 +19,7 @@ from mlops import demo
 from mlops.agent import commands as agent
 from mlops.development import commands as development
 from mlops.errors import MlopsError
+from mlops.experimenter import commands as experimenter
 from mlops.identities import ClientRole
 from mlops.local import commands as local
 from mlops.ops import commands as ops
@@ -51,6 +52,20 @@ def _use_local_platform(context: typer.Context) -> None:
     os.environ.update(client_environment(local.mlops_home, role) or {})
 
 
+def _use_local_platform_for_projects() -> None:
+    """Experiment projects: git, DVC and MLflow.
+
+    On a checkout they go to the embedded platform, unless AWS_ENDPOINT_URL_S3 names another.
+    """
+    if "AWS_ENDPOINT_URL_S3" in os.environ:
+        return
+    from mlops.local.home import client_environment
+    from mlops.settings import LocalSettings
+
+    home = LocalSettings.from_environment().mlops_home
+    os.environ.update(client_environment(home, "experimenter") or {})
+
+
 app = typer.Typer(
     name="mlops",
     help="A self-hosted machine-learning platform for small teams.",
@@ -67,6 +82,7 @@ app.command("env-examples", hidden=True)(ops.write_examples)
 app.command("lock")(development.lock)
 app.add_typer(local.app, name="local")
 app.add_typer(scheduler.app, name="flows", callback=_use_local_platform)
+app.add_typer(experimenter.app, name="project", callback=_use_local_platform_for_projects)
 app.add_typer(agent.app, name="agent")
 app.add_typer(server.app, name="server")
 

@@ -145,6 +145,12 @@ class FlowDirSettings(RoleSettings):
     flow_dir: Path = Path("flows")
 
 
+class ProjectSettings(RoleSettings):
+    """Where the data of experiment projects goes."""
+
+    dvc_bucket_name: str = "dvc"
+
+
 class HeartbeatSettings(RoleSettings):
     """Which file tells Docker that a process is well; see `mlops.heartbeat`."""
 

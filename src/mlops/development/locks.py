@@ -37,9 +37,14 @@ PACKAGES = {  # of the locks that are no extra of ours
 # Each is resolved under those before it.
 NAMES = (UNION, *ROLES, BOOTSTRAP, BUILD, FLOW_DEFAULT, EXPERIMENTER, TORCH)
 # Examples whose pins follow the locks, so that their packages are in uv's cache already.
-PINNED_EXAMPLES = ("flows/digits/requirements.txt",)
+PINNED_EXAMPLES = (
+    "flows/digits/requirements.txt",
+    "src/mlops/experimenter/new_project/requirements.txt",
+)
 
-_LOCKED = re.compile(r"^(?P<name>[A-Za-z0-9._-]+)==(?P<version>[^\s;]+)", re.MULTILINE)
+_LOCKED = re.compile(
+    r"^(?P<name>[A-Za-z0-9._-]+)(?P<extras>\[[\w,-]+\])?==(?P<version>[^\s;]+)", re.MULTILINE
+)
 
 
 def find_uv() -> Path:
@@ -128,7 +133,10 @@ def locked_versions(lock: str) -> dict[str, str]:
 def follow_lock(requirements: str, versions: dict[str, str]) -> str:
     """Return the text of a requirements file with its `==` pins set to the locked versions."""
     return _LOCKED.sub(
-        lambda match: f"{match['name']}=={versions.get(match['name'], match['version'])}",
+        lambda match: (
+            f"{match['name']}{match['extras'] or ''}"
+            f"=={versions.get(match['name'], match['version'])}"
+        ),
         requirements,
     )
 
@@ -153,7 +161,9 @@ def expected_files(checkout: Path, *, uv: Path, upgrade: bool = False) -> dict[P
             Path("requirements") / f"{name}.txt": (folder / f"{name}.txt").read_text()
             for name in NAMES
         }
-    versions = locked_versions(expected[Path("requirements") / f"{UNION}.txt"])
+    versions: dict[str, str] = {}
+    for name in (EXPERIMENTER, UNION):  # where they know the same package, they agree
+        versions |= locked_versions(expected[Path("requirements") / f"{name}.txt"])
     for example in PINNED_EXAMPLES:
         path = Path(example)
         expected[path] = follow_lock((checkout / path).read_text(), versions)

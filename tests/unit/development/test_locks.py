@@ -43,8 +43,9 @@ def test_locks_hold_hashes_and_no_addresses(name: str) -> None:
 
 @pytest.mark.parametrize("example", locks.PINNED_EXAMPLES)
 def test_examples_follow_the_locks(example: str) -> None:
-    """What the example flows pin is what the embedded platform has in uv's cache."""
-    versions = locks.locked_versions((LOCKS / "local.txt").read_text())
+    """What the examples pin is what the locks hold, and so is in uv's cache."""
+    texts = [(LOCKS / f"{name}.txt").read_text() for name in ("experimenter", "local")]
+    versions = {name: v for text in texts for name, v in locks.locked_versions(text).items()}
     text = (PROJECT / example).read_text()
     assert locks.follow_lock(text, versions) == text
     assert set(locks.locked_versions(text)) <= set(versions)
@@ -52,10 +53,9 @@ def test_examples_follow_the_locks(example: str) -> None:
 
 def test_follow_lock_changes_pins_only() -> None:
     """Comments, ranges and packages that are not locked stay as they are."""
-    text = "# note==1\na==1.0  # why\nb>=2\nc==3\n"
-    assert (
-        locks.follow_lock(text, {"a": "1.5", "b": "9"}) == "# note==1\na==1.5  # why\nb>=2\nc==3\n"
-    )
+    text = "# note==1\na==1.0  # why\nb>=2\nc==3\nd[e,f]==4\n"
+    followed = locks.follow_lock(text, {"a": "1.5", "b": "9", "d": "5"})
+    assert followed == "# note==1\na==1.5  # why\nb>=2\nc==3\nd[e,f]==5\n"
 
 
 def test_versions_by_python_are_left_out() -> None:
