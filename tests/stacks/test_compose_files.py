@@ -73,6 +73,12 @@ def test_our_images_have_an_init_process_already(host: Host) -> None:
     assert not any(s.get("init") for s in services if s["image"].startswith("mlops-"))
 
 
+def test_servers_may_finish_what_they_do(host: Host) -> None:
+    """Docker kills no server that is still writing or sending after the usual ten seconds."""
+    for name, service in config(host, "server")["services"].items():
+        assert name in ONE_SHOT or service["stop_grace_period"] in {"30s", "1m0s"}, name
+
+
 def test_same_volumes_from_the_root_and_from_a_stack(host: Host) -> None:
     """Whichever file starts it, a stack has the same volumes."""
     everything = config(host, "", "--profile", "*")["volumes"]
