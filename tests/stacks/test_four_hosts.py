@@ -73,6 +73,17 @@ for uri in sys.argv[1:]:
 print(json.dumps(found))
 """
 
+# Asks MLflow, S3 and Prefect for what a run of the flow `named` has left there.
+LOOK = """
+import boto3, mlflow
+from prefect.client.orchestration import get_client
+print(mlflow.get_experiment_by_name("named").name)
+objects = boto3.client("s3").list_objects_v2(Bucket="mlflow")["Contents"]
+print(next(each["Key"].split("/")[-1] for each in objects if each["Key"].endswith(".png")))
+with get_client(sync_client=True) as client:
+    print(client.read_deployment_by_name("named/named").name)
+"""
+
 
 class FourHosts(NamedTuple):
     """The server's host and those that joined it."""
@@ -300,17 +311,28 @@ def test_second_agent_joins_later(four: FourHosts, tmp_path: Path) -> None:
 
 
 def test_server_by_name(named_server: ServerHost, tmp_path: Path) -> None:
-    """A server that is known by its name is joined and used in the same way."""
+    """A server that is known by its name is joined and used in the same way, by every role.
+
+    The name is one that Compose gives to containers; there is no other that all of them know.
+    """
     server = named_server
+    port = server.host.presets["JUPYTER_PORT"]
     joined: list[Joined] = []
     try:
-        joined += [join(server.host, tmp_path / role, role) for role in ("scheduler", "agent")]
-        write_flow(joined[0].host.folder / "flows" / "named")
-        assert joined[1].host.env("flow_agent")["SERVER_IP"] == NAME
+        joined += [
+            join(server.host, tmp_path / "scheduler", "scheduler"),
+            join(server.host, tmp_path / "agent", "agent"),
+            join(server.host, tmp_path / "experimenter", "experimenter", JUPYTER_PORT=port),
+        ]
+        scheduler, agent, experimenter = joined
+        write_flow(scheduler.host.folder / "flows" / "named")
+        assert agent.host.env("flow_agent")["SERVER_IP"] == NAME
         up_together([each.project for each in joined])
         wait_for(lambda: server.servers.deployment("named/named"), 60)
         trained_by(server.servers, "named/named")
         assert metrics(server.servers, "named") == {"score": 0.5}
+        said = experimenter.project.run("ml-experimenter", "python", "-W", "ignore", "-c", LOOK)
+        assert said.split() == ["named", "picture.png", "named"]
     finally:
         for each in joined:
             each.host.remove()
