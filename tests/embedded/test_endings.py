@@ -465,8 +465,8 @@ def test_run_that_logs_nothing_to_prefect_ends_right(ended: Endings) -> None:
     wait_for(lambda: ended.mlflow_ends("silent", ["FINISHED", "KILLED"]), 20)
 
 
-def test_process_of_a_deleted_run_leaves_no_child(servers: Servers, ended: Endings) -> None:
-    """Children of a process that is killed are ended although the run is gone from Prefect."""
+def test_deleted_run_leaves_nothing_open(servers: Servers, ended: Endings) -> None:
+    """A run that is gone from Prefect leaves no process, and no MLflow run open."""
     body = f"subprocess.Popen(['sleep', '600']); {OPEN}{SLEEP}"
     ended.register({"deleted": Case(body, "", "", "", [])})
     ended.start("deleted")
@@ -476,6 +476,7 @@ def test_process_of_a_deleted_run_leaves_no_child(servers: Servers, ended: Endin
         if process.name() != "sleep":
             process.kill()
     wait_for(lambda: not ended.processes("deleted"), 30)
+    wait_for(lambda: ended.mlflow_ends("deleted", ["KILLED"]), 90)
 
 
 def test_mlflow_runs_that_a_flow_creates_or_resumes_are_ended(

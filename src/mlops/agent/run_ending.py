@@ -5,6 +5,7 @@ process that fails and a cancel. Left to us is what nobody could report, a messa
 reason, and the MLflow runs that the flow had open.
 """
 
+import logging
 import re
 import signal
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId, LogFil
 from prefect.client.schemas.objects import FlowRun, Log, State, StateType
 from prefect.client.schemas.sorting import LogSort
 from prefect.exceptions import ObjectNotFound
+from prefect.logging import get_logger
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Crashed
 
@@ -50,6 +52,8 @@ SYSTEM_EXIT = re.compile(r"^SystemExit(?:: (.*))?$", re.MULTILINE)
 LOG_PAGE = 200
 LOG_TRIES = 10
 LOG_RETRY_SECONDS = 0.3
+
+logger = get_logger("mlops.agent")
 
 
 @dataclass(frozen=True)
@@ -105,12 +109,12 @@ class RunEnding:
             ValueError: What answers is not Prefect; likewise.
         """
         attempt = opened.attempt
+        flow_run: FlowRun | None = None
         try:
             flow_run = await client.read_flow_run(attempt.flow_run_id)
             status = await _tell_prefect(client, flow_run, attempt, reason)
         except ObjectNotFound:  # deleted in the UI
-            opened.close()
-            return
+            flow_run, status = None, "KILLED"
         if status is not None and attempt.pid is not None:
             try:
                 await self._end_mlflow_runs(client, flow_run, attempt, status)
@@ -119,21 +123,21 @@ class RunEnding:
                 return
         opened.close()
 
-    def _tell_once(self, flow_run: FlowRun, attempt: Attempt, error: MlopsError) -> None:
+    def _tell_once(self, flow_run: FlowRun | None, attempt: Attempt, error: MlopsError) -> None:
         if attempt.name not in self._told:
             self._told.add(attempt.name)
-            flow_run_logger(flow_run).warning(
+            _logger(flow_run).warning(
                 "its open MLflow runs could not be ended and will be, later: %s", error.message
             )
 
     async def _end_mlflow_runs(
-        self, client: PrefectClient, flow_run: FlowRun, attempt: Attempt, status: str
+        self, client: PrefectClient, flow_run: FlowRun | None, attempt: Attempt, status: str
     ) -> None:
         find = partial(self._mlflow.logged_runs, ATTEMPT_TAG, attempt.name)
         runs: list[LoggedRun] = await anyio.to_thread.run_sync(find)
         unfinished = [run for run in runs if run.is_open]
         ended_well = [run for run in runs if run.status == "FINISHED"]
-        if ended_well and status != "FINISHED":
+        if ended_well and status != "FINISHED" and flow_run:
             # At the interpreter's exit MLflow itself ends what is open as FINISHED.
             engine_ended_ms = await _engine_ended_ms(client, flow_run, attempt)
             unfinished += [run for run in ended_well if run.ended_after(engine_ended_ms)]
@@ -141,9 +145,14 @@ class RunEnding:
             end: Callable[[], None] = partial(self._mlflow.end_run, run, status)
             await anyio.to_thread.run_sync(end)
         if unfinished:
-            flow_run_logger(flow_run).info(
+            _logger(flow_run).info(
                 "MLflow runs that were open are %s now: %d", status, len(unfinished)
             )
+
+
+def _logger(flow_run: FlowRun | None) -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
+    """Return where to tell what becomes of an attempt: its run's log, while there is a run."""
+    return flow_run_logger(flow_run) if flow_run else logger
 
 
 async def _tell_prefect(

@@ -120,7 +120,7 @@ def read_parameter_schema(folder: Path, function: FlowFunction) -> dict[str, Any
 def _parse(path: Path) -> ast.Module:
     try:
         return ast.parse(path.read_bytes(), filename=str(path))
-    except (SyntaxError, ValueError) as error:
+    except (SyntaxError, ValueError, RecursionError) as error:
         line = getattr(error, "lineno", None)
         place = f"{path}: line {line}" if line else f"{path}"
         raise MlopsError(

@@ -1,5 +1,6 @@
 """`mlops flows prune`: what is gone or unused is shown, and removed when the user agrees."""
 
+import os
 import sys
 from collections.abc import Collection, Iterator
 from pathlib import Path
@@ -75,7 +76,7 @@ class _GoneDeployments:
     def __init__(self, settings: "SchedulerSettings") -> None:
         from mlops.prefect_api import PrefectApi
 
-        if not settings.flow_dir.is_dir():
+        if not os.path.isdir(settings.flow_dir):  # noqa: PTH112  # pathlib's may raise
             raise MlopsError(
                 f"{settings.flow_dir}: no such folder, and so every flow would be gone",
                 hint="check FLOW_DIR; an empty folder means that nothing is to stay",

@@ -2,6 +2,7 @@
 
 import datetime as dt
 import json
+import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -76,7 +77,8 @@ def find_deployment(api: PrefectApi, target: str) -> Deployment:
         MlopsError: There is none, or more than one.
     """
     folder = Path(target)
-    if folder.is_dir() and find_flow_yaml(folder):
+    # os.path's is False where pathlib's raises: for a name that is too long, for example.
+    if os.path.isdir(target) and find_flow_yaml(folder):  # noqa: PTH112
         checked = check(folder)
         found = read_named(api, [checked.names]).get(checked.name)
         if found is None:

@@ -30,7 +30,7 @@ def watch(
 
     settings = SchedulerSettings.from_environment(flow_dir=path)
     # FLOW_DIR may be mounted later; but who typed a name sits there and can mend it.
-    if path is not None and not path.is_dir():
+    if path is not None and not os.path.isdir(path):  # noqa: PTH112  # pathlib's may raise
         raise MlopsError(f"{path}: no such folder")
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # names of files may be any bytes
