@@ -53,6 +53,11 @@ def _rule_of_secret(name: str) -> Rule:
 _PATH = Rule(r"/.*", "an absolute path")
 _RULES = {
     **{name.upper(): _rule_of_secret(name.upper()) for name in Credentials.model_fields},
+    # Those two would be the administrator.
+    "MLFLOW_ADMIN_USERNAME": Rule(
+        r"(?!(agent|experimenter)$)[ -9;-\[\]-~]+",
+        "ASCII's characters, no colon, no backslash, and not the name of a role",
+    ),
     "COMPOSE_PROFILES": Rule(
         r"(.+,)?(cpu|gpu)(,.+)?", "cpu or gpu; others may stand beside it, separated by commas"
     ),

@@ -272,6 +272,7 @@ def test_value_that_compose_would_change(checkout: Checkout) -> None:
         ("MINIO_ROOT_USER", "me", "at least 3"),
         ("SCHEDULER_S3_ACCESS_KEY_ID", "a/b/c", "letters, digits"),
         ("PREFECT_USERNAME", "a:b", "no colon"),
+        ("MLFLOW_ADMIN_USERNAME", "agent", "not the name of a role"),
         ("PREFECT_PASSWORD", "größer", "ASCII's characters"),
         ("POSTGRES_PASSWORD", '"two\nlines"', "ASCII's characters"),
     ],
