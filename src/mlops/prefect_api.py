@@ -221,6 +221,13 @@ def ensure_work_pool(client: "SyncPrefectClient", name: str) -> bool:
     return False
 
 
+def is_outage(error: BaseException | None) -> bool:
+    """Return whether an error of httpx says that a server is away or unwell, and may be back."""
+    if isinstance(error, httpx.HTTPStatusError):
+        return error.response.is_server_error
+    return isinstance(error, httpx.TransportError)
+
+
 def error_detail(response: httpx.Response) -> str:
     """Return what the server says is wrong, without the client's advice around it."""
     body = _json(response)

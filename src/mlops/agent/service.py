@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable
 
 import anyio
-import httpx
 from prefect.exceptions import ObjectAlreadyExists
 from prefect.utilities.processutils import setup_signal_handlers_worker
 
@@ -18,7 +17,7 @@ from mlops.agent.worker import Agent
 from mlops.bundles import CODE_ROOT
 from mlops.errors import CredentialsError, MlopsError
 from mlops.mlflow_api import MlflowApi
-from mlops.prefect_api import check_server, connect, ensure_work_pool
+from mlops.prefect_api import connect, ensure_work_pool, is_outage
 from mlops.settings import AgentSettings
 from mlops.storage import ObjectStore
 
@@ -43,7 +42,6 @@ def serve(
     """
     _wait_for_server(settings, printer)
     _check_credentials(settings)
-    _ensure_pool_and_queue(settings)
     agent = Agent(
         settings,
         name=name or _name(settings),
@@ -91,13 +89,13 @@ def _ensure_pool_and_queue(settings: AgentSettings) -> None:
 
 
 def _wait_for_server(settings: AgentSettings, printer: Callable[[str], None]) -> None:
-    """Wait until the Prefect server answers; say once why not yet."""
+    """Wait until the Prefect server has our pool and queue; say once why not yet."""
     said = ""
     while True:
         try:
-            check_server(settings)
+            _ensure_pool_and_queue(settings)
         except MlopsError as error:
-            if not isinstance(error.__cause__, httpx.HTTPError):
+            if not is_outage(error.__cause__):
                 raise
             if str(error) != said:
                 said = str(error)

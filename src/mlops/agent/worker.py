@@ -31,6 +31,7 @@ from mlops.agent.attempts import Attempt, AttemptJournal, OpenAttempt
 from mlops.agent.code_cache import CodeCache
 from mlops.agent.environments import Environment, EnvironmentCache, EnvironmentSpec
 from mlops.agent.out_of_memory import OutOfMemoryWatch
+from mlops.agent.outage import Outage
 from mlops.agent.recovery import recover_regularly
 from mlops.agent.run_context import BundleSource, RunContext, own_environment
 from mlops.agent.run_ending import NO_ANSWER, ProcessEnd, RunEnding
@@ -95,15 +96,29 @@ class Agent(ProcessWorker):
         self._attempts = AttemptJournal(settings.mlops_cache_dir)
         self._ending = RunEnding(settings)
         self._heartbeat = Heartbeat(settings)
+        self._outage = Outage()
+        self._has_met_server = False
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Take the runs that are due, and note that the server was reached.
 
         Source of the contract: `prefect.workers.base.BaseWorker.get_and_submit_flow_runs`.
         """
-        runs = await super().get_and_submit_flow_runs()
-        self._heartbeat.beat()
+        runs: list[FlowRun] = []
+        with self._outage.bridged():
+            runs = await super().get_and_submit_flow_runs()
+            if self._has_met_server:  # before that nothing is asked
+                self._heartbeat.beat()
         return runs
+
+    async def sync_with_backend(self) -> None:
+        """Tell the server that this agent lives, and learn what has changed of its pool.
+
+        Source of the contract: `prefect.workers.base.BaseWorker.sync_with_backend`.
+        """
+        with self._outage.bridged():
+            await super().sync_with_backend()
+            self._has_met_server = True
 
     def sweep(self) -> None:
         """Remove what killed agents left in the caches."""
