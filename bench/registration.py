@@ -4,18 +4,32 @@ The peer's prefect.yaml pushes the folder to the same bucket and gets it from th
 of prefect-aws, as ours does; both talk to the same servers, in turn. First one flow: unchanged, and
 with a line changed each time. Then many small folders, from nothing and unchanged: ours in one
 command, the peer in a loop of one command per folder, over fewer of them; what is compared is the
-time per folder.
+time per folder. Last a folder that the scheduler watches: how long after the last write to it its
+deployment is the new one.
 """
 
 import os
+import random
 import sys
+import time
 from pathlib import Path
 
-from measure import Findings, Measure, Ratio, announce, compare, run_bench, timed_command
+import httpx
+from measure import (
+    Findings,
+    Measure,
+    Ratio,
+    announce,
+    compare,
+    run_bench,
+    timed_command,
+    wait_until,
+)
 from platform_under_test import Platform, open_folder, own_platform
 
 FOLDERS = 200
 PEER_FOLDERS = 10
+CHANGES = 10  # of a watched folder
 FLOW = '''\
 from prefect import flow
 
@@ -70,6 +84,7 @@ def bench(rounds: int) -> Findings:
         peer = Peer(platform, folder / "prefect")
         one = _one_flow(rounds, platform, peer, folder)
         many = _many_folders(max(1, rounds // 2), platform, peer, folder)
+        watched = _watched_folder(platform)
     bare = Measure(
         what="python -c pass",
         unit="s",
@@ -92,6 +107,9 @@ def bench(rounds: int) -> Findings:
         )
         for what, s in (("from nothing", 60.0), ("unchanged", 5.0))
     ]
+    ratios.append(
+        Ratio(what=f"{watched.what}, the slowest", peer="1 s", value=max(watched.values), limit=2.0)
+    )
     ratios += [
         compare(one[names[0], what], one[names[1], what]) for what in ("unchanged", "changed")
     ]
@@ -103,7 +121,7 @@ def bench(rounds: int) -> Findings:
         )
         for what in ("from nothing", "unchanged")
     ]
-    return [bare, *one.values(), *many.values()], ratios
+    return [bare, *one.values(), *many.values(), watched], ratios
 
 
 class Peer:
@@ -140,8 +158,7 @@ def _one_flow(
         for what in ("unchanged", "changed"):
             if what == "changed":
                 for folder in (ours, theirs):
-                    with (folder / "train.py").open("a") as file:
-                        file.write(f"# {number}\n")
+                    _change(folder, number)
             values.setdefault(("flows register", what), []).append(
                 platform.run("flows", "register", str(ours))
             )
@@ -178,6 +195,41 @@ def _many_folders(
     }
 
 
+def _watched_folder(platform: Platform) -> Measure:
+    environment = platform.environment("scheduler")
+    user, _, password = environment["PREFECT_API_AUTH_STRING"].partition(":")
+    moments = random.Random(0)  # noqa: S311  # no secret
+    seconds: list[float] = []
+    with httpx.Client(base_url=environment["PREFECT_API_URL"], auth=(user, password)) as prefect:
+
+        def version() -> str | None:
+            response = prefect.get("/deployments/name/watched/watched")
+            return str(response.json()["version"]) if response.is_success else None
+
+        folder = _write(platform.flow_dir, "watched", peer=False)
+        wait_until(lambda: version() is not None, "the watched folder's first registration")
+        for number in range(CHANGES):
+            announce(f"watched folder: change {number + 1} of {CHANGES}")
+            time.sleep(moments.uniform(1, 3))  # in no rhythm of the scheduler's
+            before = version()
+            _change(folder, number)
+            seconds.append(
+                wait_until(
+                    lambda: version() != before,  # noqa: B023  # called at once
+                    "the watched folder's registration",
+                    poll_seconds=0.01,
+                )
+            )
+    return Measure(
+        what="last write of a watched folder to registered", unit="s", values=tuple(seconds)
+    )
+
+
+def _change(folder: Path, number: int) -> None:
+    with (folder / "train.py").open("a") as file:
+        file.write(f"# {number}\n")
+
+
 def _write(parent: Path, name: str, *, peer: bool) -> Path:
     folder = parent / name
     folder.mkdir(parents=True)
@@ -188,4 +240,4 @@ def _write(parent: Path, name: str, *, peer: bool) -> Path:
 
 
 if __name__ == "__main__":
-    run_bench(bench, rounds=7)
+    run_bench(bench, rounds=6)
