@@ -73,7 +73,7 @@ def test_without_env_one_line_names_init(initialised: Host, stack: str) -> None:
     """Whoever forgot `./mlops init` is told so by `up`, in a line and before anything is built."""
     project = initialised.project(stack)
     with only_env(initialised, stack):
-        done = project.compose("--profile", "cpu", "up", "--detach", "--wait")
+        done = project.compose("up", "--detach", "--wait")
     assert done.returncode != 0
     (told,) = done.stderr.strip().splitlines()
     assert "run ./mlops init first" in told
