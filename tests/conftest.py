@@ -20,9 +20,14 @@ import pytest
 from inotify_limit import ONE_WATCH
 from memory_cgroups import make_memory_cgroup
 
-from mlops.development.locks import find_uv
+from mlops.uv_program import find_uv
 
 pytest_plugins = ["distribution", "stacks.images", "stacks.fixtures", "stacks.hosts"]
+
+
+def _apt() -> str:
+    """Debian's package manager."""
+    return "" if shutil.which("apt-get") else "apt is not installed"
 
 
 def _chromium() -> str:
@@ -50,6 +55,12 @@ def _gpu() -> str:
         return "nvidia-smi is not installed"
     done = subprocess.run(["nvidia-smi", "--list-gpus"], capture_output=True, check=False)
     return "" if done.stdout else "nvidia-smi finds no GPU"
+
+
+def _own_authorities() -> str:
+    """Authorities that were added to this machine, which images are to trust, too."""
+    added = Path("/usr/local/share/ca-certificates").rglob("*.crt")
+    return "" if any(added) else "the machine trusts nobody besides the public authorities"
 
 
 @cache
@@ -114,8 +125,10 @@ def _inotify_limit() -> str:
     return "the limit of inotify watches cannot be set" if done.returncode else ""
 
 
-RARE = {"gpu"}  # CI may lack it, too
+# CI may lack them, too: not every machine has a GPU, or trusts others than everybody does.
+RARE = {"gpu", "own-authorities"}
 DEMANDS: dict[str, Callable[[], str]] = {
+    "apt": _apt,
     "chromium": _chromium,
     "docker": _docker,
     "go": _go,
@@ -124,6 +137,7 @@ DEMANDS: dict[str, Callable[[], str]] = {
     "memory-cgroup": _memory_cgroup,
     "mmdebstrap": _mmdebstrap,
     "mount": _mount,
+    "own-authorities": _own_authorities,
     "package-index": _package_index,
     "root": _root,
     "s3-client": _s3_client,

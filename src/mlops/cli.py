@@ -12,6 +12,7 @@ import tempfile
 import time
 import traceback
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -26,6 +27,9 @@ from mlops.ops import commands as ops
 from mlops.scheduler import commands as scheduler
 from mlops.server import commands as server
 
+if TYPE_CHECKING:
+    from mlops.settings import LocalSettings
+
 _BUG = 3
 _INTERRUPTED = 130
 _WITHOUT_SERVERS = {"check", "health", "new", "schema"}
@@ -36,12 +40,11 @@ def _use_local_platform(context: typer.Context) -> None:
 
     On a checkout they go to the embedded platform, unless PREFECT_API_URL names another.
     """
-    if "PREFECT_API_URL" in os.environ:
+    local = _local_platform()
+    if local is None:
         return
-    from mlops.local.home import client_environment, flow_dir
-    from mlops.settings import LocalSettings
+    from mlops.local.home import flow_dir
 
-    local = LocalSettings.from_environment()
     checkout_flows = local.mlops_checkout / "flows" if local.mlops_checkout else None
     if folder := flow_dir(local.mlops_home) or checkout_flows:
         os.environ.setdefault("FLOW_DIR", str(folder))
@@ -49,21 +52,32 @@ def _use_local_platform(context: typer.Context) -> None:
         return
     # Only the one that removes old code has the key to it.
     role: ClientRole = "prune" if context.invoked_subcommand == "prune" else "scheduler"
-    os.environ.update(client_environment(local.mlops_home, role) or {})
+    _act_as(role, local)
 
 
 def _use_local_platform_for_projects() -> None:
     """Experiment projects: git, DVC and MLflow.
 
-    On a checkout they go to the embedded platform, unless AWS_ENDPOINT_URL_S3 names another.
+    On a checkout they go to the embedded platform, unless PREFECT_API_URL names another.
     """
-    if "AWS_ENDPOINT_URL_S3" in os.environ:
-        return
-    from mlops.local.home import client_environment
+    if local := _local_platform():
+        _act_as("experimenter", local)
+
+
+def _local_platform() -> "LocalSettings | None":
+    """Return where the embedded platform is; None: the environment names another one."""
+    if "PREFECT_API_URL" in os.environ:
+        return None
     from mlops.settings import LocalSettings
 
-    home = LocalSettings.from_environment().mlops_home
-    os.environ.update(client_environment(home, "experimenter") or {})
+    return LocalSettings.from_environment()
+
+
+def _act_as(role: ClientRole, local: "LocalSettings") -> None:
+    """Take on a role's identity at the embedded platform, if that was ever started."""
+    from mlops.local.home import client_environment
+
+    os.environ.update(client_environment(local.mlops_home, role) or {})
 
 
 app = typer.Typer(

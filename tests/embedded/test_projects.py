@@ -5,10 +5,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import boto3
-import httpx
 import pytest
 from embedded.conftest import Platform
+from embedded.flow_folders import Servers
 
 pytestmark = [pytest.mark.requires("package-index"), pytest.mark.timeout(600)]
 NAME = "first-day"
@@ -54,11 +53,7 @@ def project(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 def test_training_is_a_run_in_mlflow(project: Path, platform: Platform) -> None:
     """The first training is one finished run, with the parameters, metrics and model."""
-    api = httpx.Client(
-        base_url=f"{platform.addresses.mlflow}/api/2.0/mlflow",
-        auth=("admin", platform.credentials.mlflow_admin_password),
-        trust_env=False,
-    )
+    api = Servers(platform).mlflow
     found = api.get("/experiments/get-by-name", params={"experiment_name": NAME}).json()
     query = {"experiment_ids": [found["experiment"]["experiment_id"]]}
     runs = api.post("/runs/search", json=query).json()["runs"]
@@ -73,15 +68,8 @@ def test_training_is_a_run_in_mlflow(project: Path, platform: Platform) -> None:
 
 def test_clone_pulls_the_same_bytes(project: Path, platform: Platform, tmp_path: Path) -> None:
     """A clone elsewhere gets data and model from S3, to the byte, and has nothing to repeat."""
-    keys = platform.credentials.s3_key("experimenter")
-    s3 = boto3.client(
-        "s3",
-        endpoint_url=platform.addresses.s3,
-        aws_access_key_id=keys.access_key_id,
-        aws_secret_access_key=keys.secret_access_key,
-        region_name="us-east-1",
-    )
-    assert s3.list_objects_v2(Bucket="dvc", Prefix=f"{NAME}/files/md5/")["KeyCount"] > 0
+    stored = Servers(platform).s3.list_objects_v2(Bucket="dvc", Prefix=f"{NAME}/files/md5/")
+    assert stored["KeyCount"] > 0
     clone = tmp_path / "clone"
     subprocess.run(["git", "clone", "--quiet", project, clone], check=True)
     run_in(clone, platform, "dvc", "pull")

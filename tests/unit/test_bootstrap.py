@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from mlops.development.locks import find_uv
+from mlops.uv_program import find_uv
 
 PROJECT = Path(__file__).parents[2]
 PYTHON = Path(sys.executable).resolve()

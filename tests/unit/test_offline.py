@@ -106,11 +106,11 @@ def test_go_is_for_minio_only(tools: Path) -> None:
     assert "the Docker daemon does not answer" in build("python", tools=tools).stderr
 
 
+@pytest.mark.requires("docker")
 def test_daemon_that_does_not_answer(tools: Path) -> None:
     """A daemon that is not there is told with what the client said."""
     real = shutil.which("docker")
-    if real is None:
-        pytest.skip("docker is not installed")
+    assert real
     (tools / "docker").unlink()
     (tools / "docker").symlink_to(real)
     done = build(tools=tools, DOCKER_HOST="unix:///nowhere", HOME=str(tools))
@@ -171,11 +171,10 @@ class Apt:
 @pytest.fixture
 def apt(tmp_path: Path) -> Apt:
     """An apt configuration without sources."""
-    if shutil.which("apt-get") is None:
-        pytest.skip("apt is not installed")
     return Apt(tmp_path)
 
 
+@pytest.mark.requires("apt")
 def test_newer_suite_comes_from_the_machines_sources(apt: Apt) -> None:
     """Each of Debian's sources is taken for the suite that is wanted, in either format."""
     (apt.etc / "sources.list").write_text(
@@ -196,12 +195,14 @@ def test_newer_suite_comes_from_the_machines_sources(apt: Apt) -> None:
     ]
 
 
+@pytest.mark.requires("apt")
 def test_machine_that_is_not_debian(apt: Apt) -> None:
     """Where no source is Debian's none is derived."""
     (apt.etc / "sources.list").write_text("deb http://mirror.test/ubuntu noble main universe\n")
     assert apt.suites("trixie") == []
 
 
+@pytest.mark.requires("apt")
 def test_credentials_stay_on_the_machine(apt: Apt) -> None:
     """The address' password and the proxy are used to fetch, and are not kept in images."""
     address = "http://user:secret@mirror.test/debian"

@@ -20,10 +20,10 @@ from mlops.agent.uv_process import (
     ProcessCancelledError,
     ProcessFailedError,
     clean_environment,
-    find_uv,
     run_process,
 )
 from mlops.errors import MlopsError
+from mlops.uv_program import find_uv
 
 RECIPE = 1  # counts what this module does to an environment; a new one builds all of them anew
 LOCK_NAME = "mlops-lock.txt"  # the versions that were resolved, kept with the environment

@@ -10,8 +10,9 @@ import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
 
-from mlops.agent.uv_process import clean_environment, find_uv
+from mlops.agent.uv_process import clean_environment
 from mlops.errors import MlopsError
+from mlops.uv_program import find_uv
 
 _PROBE = (
     "import json, platform, sys, sysconfig;"

@@ -10,10 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import IO
 
-import uv
-
-from mlops.errors import MlopsError
-
 # Building a package runs its author's code: it sees these variables of the agent and no others,
 # so that a secret that nobody thought of stays out.
 _PASSED_ON = frozenset(
@@ -45,20 +41,6 @@ class ProcessFailedError(Exception):
 
 class ProcessCancelledError(Exception):
     """A process was ended because nobody waits for its result any more."""
-
-
-def find_uv() -> str:
-    """Return the path of uv's executable.
-
-    Raises:
-        MlopsError: It is not installed.
-    """
-    try:
-        return uv.find_uv_bin()
-    except FileNotFoundError:
-        raise MlopsError(
-            "uv is not installed beside the agent", hint="install it again: mlops[agent]"
-        ) from None
 
 
 def clean_environment() -> dict[str, str]:

@@ -63,9 +63,10 @@ def lock(
     from mlops.development import locks
     from mlops.errors import MlopsError
     from mlops.settings import CheckoutSettings
+    from mlops.uv_program import find_uv
 
     checkout = CheckoutSettings.from_environment().require()
-    expected = locks.expected_files(checkout, uv=locks.find_uv(), upgrade=upgrade)
+    expected = locks.expected_files(checkout, uv=find_uv(), upgrade=upgrade)
     stale = locks.stale_files(checkout, expected)
     if check and stale:
         raise MlopsError(

@@ -9,7 +9,6 @@ configuration.
 import re
 import shutil
 import subprocess
-import sysconfig
 import tempfile
 from pathlib import Path
 
@@ -47,24 +46,11 @@ _LOCKED = re.compile(
 )
 
 
-def find_uv() -> Path:
-    """Return this environment's uv, or else the one on PATH.
-
-    Raises:
-        MlopsError: There is none.
-    """
-    own = Path(sysconfig.get_path("scripts"), "uv")
-    found = own if own.exists() else shutil.which("uv")
-    if found is None:
-        raise MlopsError("uv is not installed here", hint="install the extra `agent`")
-    return Path(found)
-
-
 def _uv_compile(
-    source: list[str], output: Path, *, uv: Path, checkout: Path, stdin: str = ""
+    source: list[str], output: Path, *, uv: str, checkout: Path, stdin: str = ""
 ) -> None:
     command = [
-        str(uv), "pip", "compile", "--quiet", "--universal", "--python-version", "3.11",
+        uv, "pip", "compile", "--quiet", "--universal", "--python-version", "3.11",
         "--generate-hashes", "--no-emit-index-url", "--no-emit-find-links",
         "--custom-compile-command", "./mlops lock",
         "--output-file", str(output), *source,
@@ -79,7 +65,7 @@ def _uv_compile(
         )
 
 
-def compile_locks(checkout: Path, folder: Path, *, uv: Path, upgrade: bool) -> None:
+def compile_locks(checkout: Path, folder: Path, *, uv: str, upgrade: bool) -> None:
     """Write all locks into `folder`.
 
     Args:
@@ -141,7 +127,7 @@ def follow_lock(requirements: str, versions: dict[str, str]) -> str:
     )
 
 
-def expected_files(checkout: Path, *, uv: Path, upgrade: bool = False) -> dict[Path, str]:
+def expected_files(checkout: Path, *, uv: str, upgrade: bool = False) -> dict[Path, str]:
     """Return what the locks and the examples' pins should say.
 
     Args:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from mlops.errors import MlopsError
+from mlops.uv_program import find_uv
 
 
 def find_project(place: Path) -> Path:
@@ -49,9 +50,6 @@ def replace_process(project: Path, command: list[str]) -> NoReturn:
 
 def _install(project: Path, venv: Path) -> None:
     """Bring `.venv` up to requirements.txt; where nothing has changed this takes no time."""
-    uv = shutil.which("uv", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
-    if uv is None:
-        raise MlopsError("uv is not installed here", hint=f"make {venv} yourself, with dvc in it")
     requirements = project / "requirements.txt"
     if not requirements.is_file():
         raise MlopsError(f"{requirements}: no such file", hint="list the project's packages in it")
@@ -60,6 +58,6 @@ def _install(project: Path, venv: Path) -> None:
         print(f"installing the packages of {requirements}", file=sys.stderr)
         steps.insert(0, ["venv", "--quiet", "--clear", "--python", sys.executable, str(venv)])
     for step in steps:
-        done = subprocess.run([uv, *step], capture_output=True, text=True, check=False)
+        done = subprocess.run([find_uv(), *step], capture_output=True, text=True, check=False)
         if done.returncode:
             raise MlopsError(f"{requirements}: cannot be installed:\n{done.stderr.strip()}")

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from mlops.development import locks
+from mlops.uv_program import find_uv
 
 PROJECT = Path(__file__).parents[3]
 LOCKS = PROJECT / "requirements"
@@ -69,5 +70,5 @@ def test_versions_by_python_are_left_out() -> None:
 @pytest.mark.requires("package-index")
 def test_locks_are_up_to_date() -> None:
     """The locks are what pyproject.toml asks for."""
-    expected = locks.expected_files(PROJECT, uv=locks.find_uv())
+    expected = locks.expected_files(PROJECT, uv=find_uv())
     assert locks.stale_files(PROJECT, expected) == []
