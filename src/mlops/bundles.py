@@ -22,7 +22,6 @@ from mlops.storage import TRANSFER_THREADS, ObjectNotFoundError, ObjectStore
 MANIFEST_NAME = ".mlops-manifest.json"
 # How an ordinary Prefect worker gets the code; ours reads the bucket and the prefix from it.
 PULL_STEP = "prefect_aws.deployments.steps.pull_from_s3"
-CODE_HASH_LABEL = "mlops.code_hash"  # on every run of a bundle, in Prefect and in MLflow
 CODE_ROOT = "flows"  # of all bundles in their bucket
 # The failed state of a run whose code is missing or damaged, by which the next registration
 # knows that it has to look at every byte.

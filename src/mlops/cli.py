@@ -24,6 +24,7 @@ from mlops.experimenter import commands as experimenter
 from mlops.identities import ClientRole
 from mlops.local import commands as local
 from mlops.ops import commands as ops
+from mlops.runs import commands as runs
 from mlops.scheduler import commands as scheduler
 from mlops.server import commands as server
 
@@ -64,6 +65,15 @@ def _use_local_platform_for_projects() -> None:
         _act_as("experimenter", local)
 
 
+def _use_local_platform_for_runs() -> None:
+    """Runs: where they come from, and once more.
+
+    On a checkout they are those of the embedded platform, unless PREFECT_API_URL names another.
+    """
+    if local := _local_platform():
+        _act_as("experimenter", local)
+
+
 def _local_platform() -> "LocalSettings | None":
     """Return where the embedded platform is; None: the environment names another one."""
     if "PREFECT_API_URL" in os.environ:
@@ -97,6 +107,7 @@ app.command("lock")(development.lock)
 app.add_typer(local.app, name="local")
 app.add_typer(scheduler.app, name="flows", callback=_use_local_platform)
 app.add_typer(experimenter.app, name="project", callback=_use_local_platform_for_projects)
+app.add_typer(runs.app, name="runs", callback=_use_local_platform_for_runs)
 app.add_typer(agent.app, name="agent")
 app.add_typer(server.app, name="server")
 

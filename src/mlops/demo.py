@@ -105,8 +105,10 @@ def demo(
 
 def _train(folder: Path, started: "Started", steps: Steps) -> DemoReport:
     """Register the flow, run it, follow it, and collect what came out."""
-    from mlops.mlflow_api import FLOW_RUN_TAG, MlflowApi
+    from mlops import lineage
+    from mlops.mlflow_api import MlflowApi
     from mlops.prefect_api import PrefectApi, connect
+    from mlops.runs import following
     from mlops.scheduler import runs
     from mlops.scheduler.listing import next_run
     from mlops.scheduler.printing import show_upload, warn
@@ -123,11 +125,11 @@ def _train(folder: Path, started: "Started", steps: Steps) -> DemoReport:
         flow_run = runs.start_run(client, registration.deployment_id, {})
         last = None
         with steps.step("run it on the agent") as show:
-            for event in runs.follow(client, flow_run.id):
-                if isinstance(event, runs.StateChange):
+            for event in following.follow(client, flow_run.id):
+                if isinstance(event, following.StateChange):
                     last = event
                     show(event.name)
-                elif isinstance(event, runs.LogLine):
+                elif isinstance(event, following.LogLine):
                     show(str(event))
                 else:
                     show(event.message)
@@ -135,7 +137,9 @@ def _train(folder: Path, started: "Started", steps: Steps) -> DemoReport:
             steps.add(f"  {name}", seconds)
         # The one that the server has scheduled, else the one that it will.
         due = next_run(PrefectApi(settings), registration.deployment_id) or registration.next_run
-    tracked = MlflowApi(MlflowSettings.from_environment()).find_run(FLOW_RUN_TAG, str(flow_run.id))
+    tracked = MlflowApi(MlflowSettings.from_environment()).find_run(
+        lineage.FLOW_RUN, str(flow_run.id)
+    )
     home = started.situation.home
     return DemoReport(
         state=last.name if last else "unknown",

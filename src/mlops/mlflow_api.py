@@ -4,7 +4,7 @@ MLflow's own client takes seconds to import, which a command line should not.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import httpx
@@ -14,10 +14,11 @@ from mlops.errors import CredentialsError, MlopsError
 from mlops.settings import MlflowSettings
 
 TIMEOUT_SECONDS = 30.0
-# Set by the agent on every MLflow run of a flow run.
-FLOW_RUN_TAG = "mlops.prefect_flow_run_id"
-FLOW_RUN_URL_TAG = "mlops.prefect_flow_run_url"
 PAGE = 1000
+
+
+class NotFoundError(MlopsError):
+    """The server has no such thing, or not for us."""
 
 
 class TrackedRun(BaseModel):
@@ -34,14 +35,47 @@ class TrackedRun(BaseModel):
     model_url: str | None = None
 
 
+class RegisteredModel(BaseModel):
+    """A version of a model in MLflow's registry; `url` is its page."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    version: str
+    url: str
+
+
 class LoggedRun(BaseModel):
-    """How far an MLflow run has come. `end_time` is in milliseconds, by its client's clock."""
+    """An MLflow run. Times are in milliseconds, by its client's clock.
+
+    Attributes:
+        run_id: Its id.
+        name: As people call it.
+        experiment_id: Its experiment.
+        url: Its page.
+        status: How far it has come.
+        start_time: When it began.
+        end_time: When it was ended, if it was.
+        metrics: The last value of each.
+        tags: MLflow's own among them.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     run_id: str
+    name: str
+    experiment_id: str
+    url: str
     status: str
+    start_time: int = 0
     end_time: int | None = None
+    metrics: dict[str, float] = {}
+    tags: dict[str, str] = {}
+
+    @property
+    def parent_id(self) -> str | None:
+        """The run that this one lies below, if any."""
+        return self.tags.get("mlflow.parentRunId")
 
     @property
     def is_open(self) -> bool:
@@ -64,6 +98,7 @@ class MlflowApi:
     def __init__(
         self, settings: MlflowSettings, *, timeout_seconds: float = TIMEOUT_SECONDS
     ) -> None:
+        self._settings = settings
         self._url = settings.mlflow_tracking_uri
         name, password = settings.mlflow_tracking_username, settings.mlflow_tracking_password
         self._http = httpx.Client(
@@ -99,7 +134,46 @@ class MlflowApi:
             tag: Name of the tag.
             value: Its value, without quotes in it.
         """
-        return [LoggedRun.model_validate(run["info"]) for run in self._search_runs(tag, value)]
+        return [self._logged(run) for run in self._search_runs(tag, value)]
+
+    def read_run(self, run_id: str) -> LoggedRun | None:
+        """Return a run, or None if there is no such run.
+
+        Args:
+            run_id: 32 hexadecimal digits.
+        """
+        try:
+            answer = self._call("GET", "/runs/get", params={"run_id": run_id})
+        except NotFoundError:
+            return None
+        return self._logged(answer["run"])
+
+    def models(self, run_id: str) -> list[RegisteredModel]:
+        """Return the versions of registered models that came out of a run, the newest first.
+
+        Args:
+            run_id: 32 hexadecimal digits.
+        """
+        parameters = {"filter": f"run_id = '{run_id}'", "order_by": "version_number DESC"}
+        answer = self._call("GET", "/model-versions/search", params=parameters)
+        return [
+            RegisteredModel(
+                name=found["name"],
+                version=str(found["version"]),
+                url=self._settings.mlflow_model_url(found["name"], str(found["version"])),
+            )
+            for found in answer.get("model_versions", [])
+        ]
+
+    def set_tags(self, run: LoggedRun, tags: Mapping[str, str]) -> None:
+        """Put tags on a run, in one request.
+
+        Args:
+            run: The run.
+            tags: Values by names; at most 100.
+        """
+        pairs = [{"key": key, "value": value} for key, value in tags.items()]
+        self._call("POST", "/runs/log-batch", json={"run_id": run.run_id, "tags": pairs})
 
     def end_run(self, run: LoggedRun, status: str) -> None:
         """Give a run its last status, and an end unless it has ended before.
@@ -136,23 +210,30 @@ class MlflowApi:
                 return
 
     def _tracked(self, run: dict[str, Any]) -> TrackedRun:
-        info = run["info"]
-        run_id = info["run_id"]
-        parameters = {"filter": f"run_id = '{run_id}'", "order_by": "version_number DESC"}
-        versions = self._call("GET", "/model-versions/search", params=parameters)
-        model = next(iter(versions.get("model_versions", [])), None)
+        logged = self._logged(run)
+        model = next(iter(self.models(logged.run_id)), None)
         return TrackedRun(
-            run_id=run_id,
+            run_id=logged.run_id,
+            status=logged.status,
+            url=logged.url,
+            artifact_uri=run["info"]["artifact_uri"],
+            metrics=logged.metrics,
+            model=f"{model.name}/{model.version}" if model else None,
+            model_url=model.url if model else None,
+        )
+
+    def _logged(self, run: dict[str, Any]) -> LoggedRun:
+        info, data = run["info"], run["data"]
+        return LoggedRun(
+            run_id=info["run_id"],
+            name=info.get("run_name") or info["run_id"],
+            experiment_id=info["experiment_id"],
+            url=self._settings.mlflow_run_url(info["experiment_id"], info["run_id"]),
             status=info["status"],
-            url=f"{self._url}/#/experiments/{info['experiment_id']}/runs/{run_id}",
-            artifact_uri=info["artifact_uri"],
-            metrics={m["key"]: m["value"] for m in run["data"].get("metrics", [])},
-            model=f"{model['name']}/{model['version']}" if model else None,
-            model_url=(
-                f"{self._url}/#/models/{model['name']}/versions/{model['version']}"
-                if model
-                else None
-            ),
+            start_time=info.get("start_time") or 0,
+            end_time=info.get("end_time"),
+            metrics={metric["key"]: metric["value"] for metric in data.get("metrics", [])},
+            tags={tag["key"]: tag["value"] for tag in data.get("tags", [])},
         )
 
     def _call(self, method: str, path: str, **options: Any) -> dict[str, Any]:
@@ -171,6 +252,9 @@ class MlflowApi:
                 hint="check MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD; "
                 "with Compose, MLFLOW_<ROLE>_PASSWORD in .env",
             )
+        # The login refuses whoever asks for a run that does not exist.
+        if response.status_code in {httpx.codes.NOT_FOUND, httpx.codes.FORBIDDEN}:
+            raise NotFoundError(f"{self._url}: {method} {path}: {response.text[:500]}")
         if response.is_error:
             raise MlopsError(f"{self._url}: {method} {path}: {response.text[:500]}")
         try:

@@ -137,6 +137,29 @@ class MlflowSettings(RoleSettings):
     mlflow_tracking_uri: Address
     mlflow_tracking_username: str | None = None
     mlflow_tracking_password: SecretStr | None = None
+    # Where people find the UI, when containers know the server by another name.
+    mlflow_ui_url: Address | None = None
+
+    @field_validator("mlflow_ui_url", mode="before")
+    @classmethod
+    def _no_page(cls, value: object) -> object:
+        return value or None
+
+    def mlflow_run_url(self, experiment_id: str, run_id: str) -> str:
+        """Return a run's page."""
+        return f"{self._pages}/experiments/{experiment_id}/runs/{run_id}"
+
+    def mlflow_model_url(self, name: str, version: str) -> str:
+        """Return the page of a registered model's version."""
+        return f"{self._pages}/models/{name}/versions/{version}"
+
+    @property
+    def _pages(self) -> str:
+        return f"{(self.mlflow_ui_url or self.mlflow_tracking_uri).rstrip('/')}/#"
+
+
+class RunsSettings(PrefectSettings, MlflowSettings):
+    """Where runs are looked at."""
 
 
 class FlowDirSettings(RoleSettings):

@@ -16,7 +16,7 @@ import sys
 sys.path.insert(0, sys.argv[1])
 import flow_process
 sys.path.pop(0)
-flow_process.extend_mlflow(flow_process.read_context())
+flow_process.extend_mlflow(flow_process.read_context)
 import mlflow
 
 print(mlflow.__version__)

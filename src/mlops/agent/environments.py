@@ -69,14 +69,27 @@ class Environment:
     Attributes:
         key: Names it on this host.
         python: Its interpreter.
+        python_version: The interpreter's full version.
         folder: The virtual environment.
+        requirements_hash: SHA-256 of what was asked for, such as the lines of the requirements
+            file; 64 hexadecimal digits.
         seconds: What its build took; 0 when it was there.
     """
 
     key: str
     python: Path
+    python_version: str
     folder: Path
+    requirements_hash: str
     seconds: float
+
+    @property
+    def packages_hash(self) -> str:
+        """SHA-256 of the names and versions of what is installed; 64 hexadecimal digits."""
+        major_minor = ".".join(self.python_version.split(".")[:2])
+        packages = self.folder / "lib" / f"python{major_minor}" / "site-packages"
+        installed = sorted(path.name for path in packages.glob("*.dist-info"))
+        return hashlib.sha256("\n".join(installed).encode()).hexdigest()
 
 
 class EnvironmentCache:
@@ -143,11 +156,11 @@ class EnvironmentCache:
         interpreter = self._interpreter(spec.python)
         requirements = read_requirements(spec.folder, spec.requirements, interpreter.version)
         key = _key(requirements, interpreter, spec.torch_backend)
-        if found := self._find(key, log):
-            return found
+        if folder := self._find(key, log):
+            return _environment(key, folder, requirements, interpreter)
         with self._building(key, log, cancel):
-            if found := self._find(key, log):
-                return found
+            if folder := self._find(key, log):
+                return _environment(key, folder, requirements, interpreter)
             self._store.sweep()
             environment = self._build(key, spec, requirements, interpreter, log=log, cancel=cancel)
         self.shrink(log)
@@ -221,13 +234,12 @@ class EnvironmentCache:
             self._interpreters[request] = known
         return known
 
-    def _find(self, key: str, log: Callable[[str], None]) -> Environment | None:
-        """Return a finished environment that is whole."""
+    def _find(self, key: str, log: Callable[[str], None]) -> Path | None:
+        """Return the folder of a finished environment that is whole."""
         if self._prebuilt and (record := self._prebuilt.read(key)):
             folder = self._prebuilt.builds / record.build
-            python = folder / "bin" / "python"
-            if os.access(python, os.X_OK):
-                return Environment(key=key, python=python, folder=folder, seconds=0)
+            if os.access(folder / "bin" / "python", os.X_OK):
+                return folder
         record = self._store.read(key)
         if record is None:
             return None
@@ -237,7 +249,7 @@ class EnvironmentCache:
             return None
         with contextlib.suppress(FileNotFoundError):
             os.utime(self._store.lease_file(record.build))
-            return Environment(key=key, python=folder / "bin" / "python", folder=folder, seconds=0)
+            return folder
         return None
 
     def _damage(self, folder: Path, record: EnvironmentRecord) -> str:
@@ -321,7 +333,24 @@ class EnvironmentCache:
         self._verified.add(folder.name)
         seconds = time.monotonic() - started
         log(f"environment {key}: built in {seconds:.1f} s, {size_bytes / 1e6:.0f} MB")
-        return Environment(key, builder.python, folder, seconds)
+        return _environment(key, folder, requirements, interpreter, seconds)
+
+
+def _environment(
+    key: str,
+    folder: Path,
+    requirements: Requirements,
+    interpreter: Interpreter,
+    seconds: float = 0,
+) -> Environment:
+    return Environment(
+        key=key,
+        python=folder / "bin" / "python",
+        python_version=interpreter.version,
+        folder=folder,
+        requirements_hash=hashlib.sha256(requirements.fingerprint.encode()).hexdigest(),
+        seconds=seconds,
+    )
 
 
 def _key(requirements: Requirements, interpreter: Interpreter, torch_backend: str | None) -> str:

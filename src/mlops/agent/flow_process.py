@@ -5,6 +5,8 @@ MLflow puts the tags in MLFLOW_RUN_CONTEXT on the runs that `mlflow.start_run` m
 has ended and is resumed: by that tag the agent ends what the process leaves open. A run that is
 open when it is resumed stays with whoever has opened it.
 
+A flow may import `mlops.data`, though our package is not among those of its environment.
+
 A script for the flow's own environment: standard library only, and Python from 3.9 on.
 """
 
@@ -14,18 +16,22 @@ import contextlib
 import functools
 import importlib.abc
 import importlib.machinery
+import importlib.util
 import inspect
 import json
 import os
 import runpy
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
     from types import ModuleType
 
-ATTEMPT_TAG = "mlops.attempt"  # as in `run_context`, which cannot be imported here
+    Context = Callable[[], Mapping[str, str]]  # returns the tags of the moment
+
+ATTEMPT_TAG = "mlops.attempt"  # as in `mlops.lineage`, which cannot be imported here
 OPEN = {"RUNNING", "SCHEDULED"}
 
 
@@ -50,30 +56,30 @@ def adding_tags(
     return call
 
 
-def extend_client(module: ModuleType, tags: Mapping[str, str]) -> None:
+def extend_client(module: ModuleType, context: Context) -> None:
     """Let `MlflowClient.create_run` set the tags.
 
     Args:
         module: `mlflow.tracking.client`.
-        tags: The run context.
+        context: The run context.
     """
     client = module.MlflowClient
-    client.create_run = adding_tags(client.create_run, lambda _: tags)
+    client.create_run = adding_tags(client.create_run, lambda _: context())
 
 
-def extend_fluent(module: ModuleType, tags: Mapping[str, str]) -> None:
+def extend_fluent(module: ModuleType, context: Context) -> None:
     """Let `start_run` put the attempt's tag on a run that it opens again.
 
     Args:
         module: `mlflow.tracking.fluent`.
-        tags: The run context.
+        context: The run context.
     """
 
     def tags_for(arguments: Mapping[str, Any]) -> Mapping[str, str]:
         run_id = arguments.get("run_id") or os.environ.get("MLFLOW_RUN_ID")
         if not run_id or module.MlflowClient().get_run(run_id).info.status in OPEN:
             return {}
-        return {ATTEMPT_TAG: tags[ATTEMPT_TAG]}
+        return {key: value for key, value in context().items() if key == ATTEMPT_TAG}
 
     vars(module)["start_run"] = adding_tags(module.start_run, tags_for)
 
@@ -107,8 +113,27 @@ class Extensions(importlib.abc.MetaPathFinder):
         return spec
 
 
+class OurPackage(importlib.abc.MetaPathFinder):
+    """Finds the agent's own `mlops` package for a flow that has no other of that name."""
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> importlib.machinery.ModuleSpec | None:
+        """Find the package; what is in it Python's own finders find."""
+        del path, target
+        if fullname != "mlops":
+            return None
+        folder = Path(__file__).resolve().parent.parent
+        return importlib.util.spec_from_file_location(
+            fullname, folder / "__init__.py", submodule_search_locations=[str(folder)]
+        )
+
+
 def read_context() -> Mapping[str, str]:
-    """Return the agent's run context; nothing if the deployment or the run has its own."""
+    """Return the agent's run context; nothing if the deployment or the run has its own.
+
+    It is read at every run that is made: a pull of data adds to it.
+    """
     with contextlib.suppress(ValueError):
         tags = json.loads(os.environ.get("MLFLOW_RUN_CONTEXT", ""))
         if isinstance(tags, dict) and ATTEMPT_TAG in tags:
@@ -116,23 +141,24 @@ def read_context() -> Mapping[str, str]:
     return {}
 
 
-def extend_mlflow(tags: Mapping[str, str]) -> None:
+def extend_mlflow(context: Context) -> None:
     """Extend MLflow when it is imported.
 
     Args:
-        tags: The run context.
+        context: The run context.
     """
     extend = {
-        "mlflow.tracking.client": functools.partial(extend_client, tags=tags),
-        "mlflow.tracking.fluent": functools.partial(extend_fluent, tags=tags),
+        "mlflow.tracking.client": functools.partial(extend_client, context=context),
+        "mlflow.tracking.fluent": functools.partial(extend_fluent, context=context),
     }
     sys.meta_path.insert(0, Extensions(extend))
 
 
 def main() -> None:
     """Run Prefect's engine as `python -m prefect.engine` does."""
-    if tags := read_context():
-        extend_mlflow(tags)
+    if read_context():
+        extend_mlflow(read_context)
+    sys.meta_path.append(OurPackage())
     if not getattr(sys.flags, "safe_path", False):
         sys.path[0] = os.getcwd()  # noqa: PTH109
     runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)

@@ -6,6 +6,7 @@ the environment of its process.
 
 import json
 import os
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,17 +14,18 @@ from pathlib import Path
 from prefect.client.schemas.objects import FlowRun
 from prefect.client.schemas.responses import DeploymentResponse
 
+from mlops import lineage
 from mlops.agent.attempts import Attempt
 from mlops.agent.environments import Environment
 from mlops.agent.run_processes import ATTEMPT_VARIABLE
-from mlops.bundles import CODE_HASH_LABEL, pulled_bundle
-from mlops.mlflow_api import FLOW_RUN_TAG, FLOW_RUN_URL_TAG
+from mlops.bundles import pulled_bundle
 from mlops.settings import AgentSettings
 
-# Of the MLflow runs, and of the flow run itself: a retry is told from the attempt before it.
-ATTEMPT_TAG = "mlops.attempt"
 MLFLOW_CONTEXT_VARIABLE = "MLFLOW_RUN_CONTEXT"  # MLflow's own
 GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"  # CUDA's own
+# For `mlops.data`, which works in the flow's process and needs more than that has.
+DATA_PYTHON_VARIABLE = "MLOPS_DATA_PYTHON"
+DATA_CACHE_VARIABLE = "MLOPS_DATA_CACHE_DIR"
 # The agent's own, which would mislead a run in another environment; without bytecode
 # every run would compile what it imports anew, which doubles its start.
 _PRIVATE_VARIABLES = (
@@ -33,6 +35,8 @@ _PRIVATE_VARIABLES = (
     "PYTHONPATH",
     "VIRTUAL_ENV",
 )
+
+_TAG_CHARACTERS = 4000  # MLflow refused longer tags until 2023, and longer than 5000 since
 
 Labels = dict[str, bool | int | float | str]  # as Prefect's client wants them
 
@@ -71,6 +75,8 @@ class RunContext:
         deployment: What it is a run of, if anything.
         source: Its code, if we registered it.
         host: This machine's name.
+        gpu: The GPUs that it may use, for people.
+        packages: Its environment, once that is there; None also where the worker's own is used.
     """
 
     attempt: Attempt
@@ -78,18 +84,35 @@ class RunContext:
     deployment: DeploymentResponse | None
     source: BundleSource | None
     host: str
+    gpu: str
+    packages: Environment | None = None
 
     @property
     def labels(self) -> Labels:
         """The labels of the flow run in Prefect."""
         labels: Labels = {
-            ATTEMPT_TAG: self.attempt.name,
-            "mlops.agent_host": self.host,
+            lineage.ATTEMPT: self.attempt.name,
+            lineage.AGENT_HOST: self.host,
+            lineage.GPU: self.gpu,
+            lineage.FLOW_RUN: str(self.flow_run.id),
+            lineage.FLOW_RUN_NAME: self.flow_run.name,
+            lineage.PARAMETERS: _shortened(json.dumps(self.flow_run.parameters, default=str)),
         }
-        if self.source:
+        if self.deployment:
+            labels[lineage.DEPLOYMENT] = self.deployment.name
+        if self.source and self.deployment:
             labels |= {
-                CODE_HASH_LABEL: self.source.content_hash,
-                "mlops.code_uri": self.source.uri,
+                lineage.CODE_HASH: self.source.content_hash,
+                lineage.CODE_URI: self.source.uri,
+                lineage.ENTRYPOINT: str(self.deployment.entrypoint),
+            }
+            if commit := lineage.commit_of(self.flow_run.deployment_version):
+                labels[lineage.GIT_COMMIT] = commit
+        if self.packages:
+            labels |= {
+                lineage.PYTHON: self.packages.python_version,
+                lineage.REQUIREMENTS_HASH: self.packages.requirements_hash,
+                lineage.PACKAGES_HASH: self.packages.packages_hash,
             }
         return labels
 
@@ -99,27 +122,30 @@ class RunContext:
         """Return the variables of the run's process that carry the marks, and its GPUs.
 
         Args:
-            settings: Know the address of the run's page, and the host's GPUs.
+            settings: Know the address of the run's page, the host's GPUs and its caches.
             given: What the process finds set anyway. A context for MLflow, and GPUs, that the
                 deployment or the run sets itself are kept.
         """
-        environment = {ATTEMPT_VARIABLE: self.attempt.name}
+        environment = {
+            ATTEMPT_VARIABLE: self.attempt.name,
+            DATA_PYTHON_VARIABLE: sys.executable,
+            DATA_CACHE_VARIABLE: str(settings.mlops_cache_dir / "data"),
+        }
         if settings.gpu_ids != "all" and not _is_chosen(given, GPUS_VARIABLE):
             environment[GPUS_VARIABLE] = ",".join(settings.gpu_ids)
         if _is_chosen(given, MLFLOW_CONTEXT_VARIABLE):
             return environment
-        tags = self.labels | {
-            FLOW_RUN_TAG: str(self.flow_run.id),
-            FLOW_RUN_URL_TAG: settings.run_url(self.flow_run.id),
-            "mlops.prefect_flow_run_name": self.flow_run.name,
-        }
-        if self.deployment:
-            tags["mlops.prefect_deployment"] = self.deployment.name
+        tags = {name: str(value) for name, value in self.labels.items()}
+        tags[lineage.FLOW_RUN_URL] = settings.run_url(self.flow_run.id)
         return environment | {MLFLOW_CONTEXT_VARIABLE: json.dumps(tags)}
 
     def entrypoint(self, folder: Path) -> str:
         """Return the flow's file below a folder, with `:function`."""
         return str(folder / str(self.deployment.entrypoint if self.deployment else ""))
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _TAG_CHARACTERS else f"{text[: _TAG_CHARACTERS - 1]}…"
 
 
 def _is_chosen(given: Mapping[str, str | None], name: str) -> bool:

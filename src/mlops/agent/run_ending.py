@@ -24,8 +24,9 @@ from prefect.logging import get_logger
 from prefect.logging.loggers import flow_run_logger
 from prefect.states import Cancelled, Crashed
 
+from mlops import lineage
 from mlops.agent.attempts import Attempt, OpenAttempt
-from mlops.agent.run_context import ATTEMPT_TAG
+from mlops.agent.run_links import links_to_runs
 from mlops.agent.run_processes import end_processes
 from mlops.errors import MlopsError
 from mlops.mlflow_api import LoggedRun, MlflowApi
@@ -117,7 +118,10 @@ class RunEnding:
             flow_run, status = None, "KILLED"
         if status is not None and attempt.pid is not None:
             try:
-                await self._end_mlflow_runs(client, flow_run, attempt, status)
+                runs = await self._end_mlflow_runs(client, flow_run, attempt, status)
+                if flow_run and runs:
+                    await self._complete_tags(flow_run, runs)
+                    await client.create_artifact(links_to_runs(flow_run, runs))
             except MlopsError as error:
                 self._tell_once(flow_run, attempt, error)
                 return
@@ -132,8 +136,9 @@ class RunEnding:
 
     async def _end_mlflow_runs(
         self, client: PrefectClient, flow_run: FlowRun | None, attempt: Attempt, status: str
-    ) -> None:
-        find = partial(self._mlflow.logged_runs, ATTEMPT_TAG, attempt.name)
+    ) -> list[LoggedRun]:
+        """End what is open of an attempt's MLflow runs, and return all of them."""
+        find = partial(self._mlflow.logged_runs, lineage.ATTEMPT, attempt.name)
         runs: list[LoggedRun] = await anyio.to_thread.run_sync(find)
         unfinished = [run for run in runs if run.is_open]
         ended_well = [run for run in runs if run.status == "FINISHED"]
@@ -148,6 +153,18 @@ class RunEnding:
             _logger(flow_run).info(
                 "MLflow runs that were open are %s now: %d", status, len(unfinished)
             )
+        return runs
+
+    async def _complete_tags(self, flow_run: FlowRun, runs: list[LoggedRun]) -> None:
+        """Put on MLflow runs what became known of the flow run when they were open already."""
+        facts = {
+            name: str(value)
+            for name, value in flow_run.labels.items()
+            if name.startswith(lineage.PREFIX)
+        }
+        for run in runs:
+            if missing := {name: facts[name] for name in facts.keys() - run.tags.keys()}:
+                await anyio.to_thread.run_sync(self._mlflow.set_tags, run, missing)
 
 
 def _logger(flow_run: FlowRun | None) -> logging.Logger | logging.LoggerAdapter[logging.Logger]:
@@ -175,7 +192,7 @@ def _is_current(flow_run: FlowRun, attempt: Attempt) -> bool:
     labels = flow_run.labels
     return (
         labels.get("prefect.worker.name") == attempt.worker  # set by Prefect's own workers too
-        and labels.get(ATTEMPT_TAG, attempt.name) == attempt.name
+        and labels.get(lineage.ATTEMPT, attempt.name) == attempt.name
     )
 
 

@@ -7,6 +7,7 @@ told to Prefect and MLflow for all of them.
 
 import asyncio
 import contextlib
+import dataclasses
 import threading
 from collections.abc import Callable
 from contextlib import AsyncExitStack
@@ -30,6 +31,7 @@ from mlops.agent import flow_process
 from mlops.agent.attempts import Attempt, AttemptJournal, OpenAttempt
 from mlops.agent.code_cache import CodeCache
 from mlops.agent.environments import Environment, EnvironmentCache, EnvironmentSpec
+from mlops.agent.gpus import describe_gpus
 from mlops.agent.out_of_memory import OutOfMemoryWatch
 from mlops.agent.outage import Outage
 from mlops.agent.recovery import recover_regularly
@@ -93,6 +95,7 @@ class Agent(ProcessWorker):
             python_downloads=settings.mlops_python_downloads,
             prebuilt=settings.mlops_prebuilt_dir,
         )
+        self._gpu = describe_gpus(settings.gpu_ids)
         self._attempts = AttemptJournal(settings.mlops_cache_dir)
         self._ending = RunEnding(settings)
         self._heartbeat = Heartbeat(settings)
@@ -151,15 +154,19 @@ class Agent(ProcessWorker):
                 deployment=deployment,
                 source=BundleSource.of(deployment) if deployment else None,
                 host=self._settings.mlops_host_name,
+                gpu=self._gpu,
             )
             try:
                 await self.client.update_flow_run_labels(flow_run.id, context.labels)
-                configuration.env |= context.environment(self._settings, given=configuration.env)
                 async with AsyncExitStack() as stack:
-                    impossible = await self._prepare(context, configuration, stack)
-                    if impossible is None:
+                    prepared = await self._prepare(context, configuration, stack)
+                    if isinstance(prepared, RunContext):
+                        if prepared != context:
+                            await self.client.update_flow_run_labels(flow_run.id, prepared.labels)
+                        variables = prepared.environment(self._settings, given=configuration.env)
+                        configuration.env |= variables
                         return await self._run_process(flow_run, opened, configuration, task_status)
-                    await self.client.set_flow_run_state(flow_run.id, impossible, force=True)
+                    await self.client.set_flow_run_state(flow_run.id, prepared, force=True)
                     opened.close()
                     if task_status is not None:
                         task_status.started(0)
@@ -230,26 +237,28 @@ class Agent(ProcessWorker):
 
     async def _prepare(
         self, context: RunContext, configuration: ProcessJobConfiguration, stack: AsyncExitStack
-    ) -> State[None] | None:
+    ) -> RunContext | State[None]:
         """Make a run of our deployments ready; if that fails, return the state that it ends in."""
         if (
             context.source is None
             or not isinstance(configuration, AgentJobConfiguration)
             or configuration.has_own_command  # the user's choice of how it runs
         ):
-            return None
-        failed: State[None] | None = None
+            return context
+        prepared: RunContext | State[None]
         try:
-            await self._bring_code_and_packages(context, context.source, configuration, stack)
+            prepared = await self._bring_code_and_packages(
+                context, context.source, configuration, stack
+            )
         except MlopsError as error:
             self.get_flow_run_logger(context.flow_run).error("%s", error)
-            failed = Failed(
+            prepared = Failed(
                 name=DAMAGED_STATE if isinstance(error, BundleError) else None,
                 message=f"{str(error).splitlines()[0]} (see the run's log)",
             )
         if await self._is_cancelling(context.flow_run):
             return Cancelled(message="cancelled before it started")
-        return failed
+        return prepared
 
     async def _bring_code_and_packages(
         self,
@@ -257,7 +266,7 @@ class Agent(ProcessWorker):
         source: BundleSource,
         configuration: AgentJobConfiguration,
         stack: AsyncExitStack,
-    ) -> None:
+    ) -> RunContext:
         """Bring code and environment to this host and point the run's process at them."""
         store = ObjectStore(self._settings, source.bucket)
         folder, manifest = await anyio.to_thread.run_sync(self._code.ensure, store, source.prefix)
@@ -276,6 +285,7 @@ class Agent(ProcessWorker):
         configuration.working_dir = view
         configuration.use_command([str(environment.python), flow_process.__file__])
         configuration.env |= own_environment(environment, context.entrypoint(view))
+        return dataclasses.replace(context, packages=environment)
 
     async def _build_environment(
         self, flow_run: FlowRun, spec: EnvironmentSpec, log: Callable[[str], None]

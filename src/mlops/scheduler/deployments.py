@@ -13,6 +13,7 @@ from uuid import UUID
 import httpx
 from pydantic import BaseModel, ConfigDict
 
+from mlops import lineage
 from mlops.bundles import pull_steps, pulled_bundle
 from mlops.errors import MlopsError
 from mlops.prefect_api import PAGE, PrefectApi, error_detail
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
 
 SCHEDULE_SLUG = "flow-yaml"  # marks our schedule among those that people add in the UI
-VERSION_DIGITS = 12
 
 
 class DeploymentChangedError(MlopsError):
@@ -126,14 +126,22 @@ def read_named(api: PrefectApi, names: Iterable[tuple[str, str]]) -> dict[str, D
     return found
 
 
-def wanted_fields(flow: ReadFlow, bucket: str, source: Source) -> dict[str, Any]:
+def wanted_fields(
+    flow: ReadFlow, bucket: str, source: Source, commit: str | None
+) -> dict[str, Any]:
     """Return what a flow folder asks of its deployment, by Prefect's names of the fields.
 
     The parameters' schema is not among them: it follows from the code, which the pull step names.
+
+    Args:
+        flow: The flow folder.
+        bucket: Where its code goes.
+        source: Where it lies.
+        commit: The git commit that it is, if known.
     """
     content = flow.checked.spec.content
     return {
-        "version": flow.bundle.manifest.content_hash[:VERSION_DIGITS],
+        "version": lineage.version_text(flow.bundle.manifest.content_hash, commit),
         # Not None: Prefect 3.8.8's client makes the word "None" of it.
         "description": content.description or flow.checked.function.description or "",
         "parameters": content.parameters,

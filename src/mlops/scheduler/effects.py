@@ -36,7 +36,7 @@ def effects(
     if schedule_differs(deployment, schedule):
         yield from _schedule(deployment, schedule, same_folder=same_folder)
     if same_folder:
-        for field in sorted(changed.keys() - {"parameters", "path"}):
+        for field in sorted(changed.keys() - {"parameters", "path", "version"}):
             was, will = _shown(deployment.value(field)), _shown(changed[field])
             yield f"{field}: {was} is overwritten by {will}"
     other = deployment.source

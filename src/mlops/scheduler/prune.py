@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pydantic import BaseModel, ConfigDict
 
-from mlops.bundles import CODE_HASH_LABEL, CODE_ROOT, MANIFEST_NAME, parse_prefix
+from mlops import lineage
+from mlops.bundles import CODE_ROOT, MANIFEST_NAME, parse_prefix
 from mlops.errors import CredentialsError, MlopsError
 from mlops.prefect_api import PAGE, PrefectApi
-from mlops.scheduler.deployments import VERSION_DIGITS, read_all
+from mlops.scheduler.deployments import read_all
 from mlops.scheduler.gone import GoneDeployment
 from mlops.storage import ObjectStore
 
@@ -59,7 +60,7 @@ class UsedCode(NamedTuple):
         return (
             prefix in self.prefixes
             or content_hash in self.hashes
-            or content_hash[:VERSION_DIGITS] in self.versions
+            or content_hash[: lineage.HASH_DIGITS] in self.versions
         )
 
 
@@ -171,8 +172,8 @@ def _used_code(api: PrefectApi, bucket: str, since: dt.datetime) -> UsedCode:
     runs += _runs(api, {"end_time": {"after_": since.isoformat()}})
     return UsedCode(
         prefixes=frozenset(code[1].rstrip("/") for code in codes if code and code[0] == bucket),
-        hashes=frozenset(str(run["labels"].get(CODE_HASH_LABEL, "")) for run in runs),
-        versions=frozenset(str(run["deployment_version"] or "") for run in runs),
+        hashes=frozenset(str(run["labels"].get(lineage.CODE_HASH, "")) for run in runs),
+        versions=frozenset(lineage.hash_of(run["deployment_version"]) for run in runs),
     )
 
 

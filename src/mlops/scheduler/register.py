@@ -15,6 +15,7 @@ from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
+from mlops import lineage
 from mlops.errors import MlopsError
 from mlops.prefect_api import PrefectApi, connect, ensure_work_pool
 from mlops.scheduler import deployments, flow_folder
@@ -23,6 +24,7 @@ from mlops.scheduler.doubts import read_doubts
 from mlops.scheduler.effects import effects
 from mlops.scheduler.flow_files import FolderChangedError
 from mlops.scheduler.flow_folder import ReadFlow
+from mlops.scheduler.git_commit import DIRTY, git_commit
 from mlops.scheduler.schedule import next_runs
 from mlops.scheduler.source import Source
 from mlops.scheduler.spec import FlowYamlError
@@ -185,7 +187,8 @@ class Registrar:
         for warning in flow_folder.warnings(flow.checked):
             warn(warning)
         source = self._source(flow.bundle.folder, deployment)
-        wanted = deployments.wanted_fields(flow, self._store.bucket, source)
+        commit = _commit(flow, deployment)
+        wanted = deployments.wanted_fields(flow, self._store.bucket, source, commit)
         changed = deployments.differences(deployment, wanted) if deployment else wanted
         # Mistakes in the signature are told before anything is uploaded.
         schema = flow_folder.check_parameters(flow) if changed else {}
@@ -292,6 +295,17 @@ class Registrar:
             next_run=runs[0] if runs else None,
             warnings=tuple(warnings),
         )
+
+
+def _commit(flow: ReadFlow, deployment: Deployment | None) -> str | None:
+    """Return the git commit of the code; what is known of the same code already stays."""
+    version = deployment.version if deployment else None
+    is_same = flow.bundle.manifest.content_hash.startswith(lineage.hash_of(version) or "none")
+    known = lineage.commit_of(version) if is_same else None
+    if known and not known.endswith(DIRTY):
+        return known
+    files = (file.path for file in flow.bundle.manifest.files)
+    return git_commit(flow.bundle.folder, files) or known
 
 
 def _show_nothing(_name: str, _size: int) -> AbstractContextManager[None]:

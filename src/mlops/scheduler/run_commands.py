@@ -5,9 +5,7 @@ from typing import Annotated
 
 import typer
 
-from mlops.scheduler.printing import AsJson, print_json, warn
-
-_LEVEL_NAMES = {10: "DEBUG", 20: "INFO", 30: "WARN", 40: "ERROR", 50: "CRITICAL"}
+from mlops.scheduler.printing import AsJson, print_json
 
 
 def list_flows(*, as_json: AsJson = False) -> None:
@@ -51,6 +49,8 @@ def run(
 ) -> None:
     """Start a run now; with --follow the exit code says whether it completed."""
     from mlops.prefect_api import PrefectApi, connect
+    from mlops.runs import following
+    from mlops.runs.printing import show_events
     from mlops.scheduler import runs
     from mlops.settings import SchedulerSettings
 
@@ -67,25 +67,7 @@ def run(
             if as_json:
                 print_json(report)
             return
-        out = sys.stderr if as_json else sys.stdout
-        state = None
-        try:
-            for event in runs.follow(client, flow_run.id):
-                if isinstance(event, runs.LogLine):
-                    level = _LEVEL_NAMES.get(event.level, str(event.level))
-                    print(
-                        f"{event.timestamp.astimezone():%H:%M:%S} {level:5} {event}",
-                        file=out,
-                    )
-                elif isinstance(event, runs.StateChange):
-                    state = event
-                    print(f"{event.timestamp.astimezone():%H:%M:%S} ----- {event.name}", file=out)
-                else:
-                    warn(event.message)
-                out.flush()
-        except KeyboardInterrupt:
-            print(f"mlops: the run goes on: {url}", file=sys.stderr)
-            raise
+        state = show_events(following.follow(client, flow_run.id), url=url, to_stderr=as_json)
     completed = state is not None and state.name == "Completed"
     if as_json:
         message = state.message if state else ""

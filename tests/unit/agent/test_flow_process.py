@@ -1,7 +1,8 @@
 import pytest
 
+from mlops import lineage
 from mlops.agent import flow_process
-from mlops.agent.run_context import ATTEMPT_TAG, MLFLOW_CONTEXT_VARIABLE
+from mlops.agent.run_context import MLFLOW_CONTEXT_VARIABLE
 
 
 @pytest.mark.parametrize(
@@ -26,4 +27,4 @@ def test_context_of_another_is_left_to_mlflow(
 
 def test_mark_is_the_agents() -> None:
     """The script, which can import nothing of ours, knows the attempt's tag by its name."""
-    assert flow_process.ATTEMPT_TAG == ATTEMPT_TAG
+    assert flow_process.ATTEMPT_TAG == lineage.ATTEMPT

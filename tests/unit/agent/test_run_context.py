@@ -19,6 +19,7 @@ def context() -> RunContext:
         deployment=None,
         source=None,
         host="box",
+        gpu="none",
     )
 
 

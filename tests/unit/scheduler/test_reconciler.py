@@ -90,7 +90,7 @@ def registered(folder: Path) -> dict[str, Any]:
         "parameter_openapi_schema": {},
         "global_concurrency_limit": None,
         "schedules": [],
-        **wanted_fields(flow, "prefect", Source("test", folder)),
+        **wanted_fields(flow, "prefect", Source("test", folder), None),
     }
 
 
