@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 _BUG = 3
 _INTERRUPTED = 130
-_WITHOUT_SERVERS = {"check", "health", "new", "schema"}
+_WITHOUT_SERVERS = {"check", "new", "schema"}
 
 
 def _use_local_platform(context: typer.Context) -> None:

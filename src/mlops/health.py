@@ -8,6 +8,7 @@ while their database is gone.
 from functools import cache
 from typing import TYPE_CHECKING
 
+from mlops.container_health import MLFLOW_PATH, PREFECT_PATH
 from mlops.credentials import KeyPair
 from mlops.errors import MlopsError
 
@@ -99,7 +100,7 @@ def check_prefect(url: str, username: str, password: str) -> None:
     Raises:
         UnhealthyError: No answer, the login is refused, or the database is gone.
     """
-    ask("GET", f"{url}/api/ready", username, password)
+    ask("GET", f"{url}{PREFECT_PATH}", username, password)
 
 
 def check_mlflow(url: str, username: str, password: str) -> None:
@@ -113,8 +114,7 @@ def check_mlflow(url: str, username: str, password: str) -> None:
     Raises:
         UnhealthyError: No answer, the login is refused, or the database is gone.
     """
-    # The default experiment, number 0, is always there: a deleted one can still be read.
-    ask("GET", f"{url}/api/2.0/mlflow/experiments/get?experiment_id=0", username, password)
+    ask("GET", f"{url}{MLFLOW_PATH}", username, password)
 
 
 def ask(

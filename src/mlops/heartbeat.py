@@ -3,11 +3,9 @@
 import logging
 import time
 
-from mlops.errors import MlopsError
 from mlops.settings import HeartbeatSettings
 
 INTERVAL_SECONDS = 5.0
-LIMIT_SECONDS = 60.0
 
 logger = logging.getLogger("mlops.heartbeat")
 
@@ -34,21 +32,3 @@ class Heartbeat:
                 self._file.touch()
             except OSError as error:
                 logger.warning("no heartbeat: %s", error)
-
-
-def check_heartbeat(settings: HeartbeatSettings) -> None:
-    """See whether the process was well in the last minute.
-
-    Raises:
-        MlopsError: It was not, or keeps no such file.
-    """
-    file = settings.mlops_heartbeat_file
-    if file is None:
-        raise MlopsError("MLOPS_HEARTBEAT_FILE: not set", hint="name a file for the process, too")
-    try:
-        # From the future it says as little: the clock was set back since.
-        age = abs(time.time() - file.stat().st_mtime)
-    except OSError:
-        raise MlopsError("has not reached its servers yet", hint="see its log") from None
-    if age > LIMIT_SECONDS:
-        raise MlopsError(f"has not reached its servers for {age:.0f} s", hint="see its log")

@@ -49,15 +49,6 @@ def start(
     )
 
 
-@app.command()
-def health() -> None:
-    """Tell by the exit code whether the agent has reached its server in the last minute."""
-    from mlops.heartbeat import check_heartbeat
-    from mlops.settings import HeartbeatSettings
-
-    check_heartbeat(HeartbeatSettings.from_environment())
-
-
 @app.command(hidden=True)
 def prebuild(folder: Path, lock: Path) -> None:
     """Build the environment of flows without requirements from a hashed lock, for an image."""

@@ -137,7 +137,6 @@ app.command("list")(run_commands.list_flows)
 app.command("run")(run_commands.run)
 app.command("prune")(prune_commands.prune)
 app.command("watch")(watch_commands.watch)
-app.command("health")(watch_commands.health)
 
 
 @app.command()

@@ -49,14 +49,6 @@ def watch(
     raise SystemExit(EXIT_CODES[signal.SIGTERM])
 
 
-def health() -> None:
-    """Tell by the exit code whether `watch` is well, that is, all folders were dealt with."""
-    from mlops.heartbeat import check_heartbeat
-    from mlops.settings import HeartbeatSettings
-
-    check_heartbeat(HeartbeatSettings.from_environment())
-
-
 def _end_when_told() -> threading.Event:
     """End this process on a signal, soon also when a library does not let the handler run.
 

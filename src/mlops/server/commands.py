@@ -1,6 +1,6 @@
 """The command line of the server stack."""
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
@@ -54,25 +54,3 @@ def mlflow() -> None:
     from mlops.settings import MlflowServerSettings
 
     run_mlflow(MlflowServerSettings.from_environment())
-
-
-@app.command()
-def health(name: Annotated[Literal["prefect", "mlflow"], typer.Argument()]) -> None:
-    """Tell by the exit code whether the server in this container answers, down to its database."""
-    from mlops import health as checks
-    from mlops.settings import MlflowServerSettings, PrefectServerSettings
-
-    if name == "prefect":
-        prefect = PrefectServerSettings.from_environment()
-        checks.check_prefect(
-            f"http://127.0.0.1:{prefect.listen_port}",
-            prefect.prefect_username,
-            prefect.prefect_password.get_secret_value(),
-        )
-        return
-    mlflow = MlflowServerSettings.from_environment()
-    checks.check_mlflow(
-        f"http://127.0.0.1:{mlflow.listen_port}",
-        mlflow.mlflow_admin_username,
-        mlflow.mlflow_admin_password.get_secret_value(),
-    )
