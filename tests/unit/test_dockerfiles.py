@@ -1,5 +1,7 @@
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -86,6 +88,16 @@ def test_downloads_are_cached(folder: str) -> None:
 def test_torch_is_one_layer() -> None:
     """The experimenter and the agent say the same about torch, so Docker builds and keeps one."""
     assert stage(dockerfile("flow_agent"), "torch") == stage(dockerfile("ml_experimenter"), "torch")
+
+
+def test_default_environment_is_built_by_a_part_of_our_code() -> None:
+    """Its stage has every module of ours that its build imports, and no other one."""
+    code = "import mlops.agent.prebuild, sys; print(*(n for n in sys.modules if n[:5] == 'mlops'))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    copies = re.findall(r"\bsrc/mlops/\S+", stage(dockerfile("flow_agent"), "environments"))
+    files = {file for pattern in copies for file in PROJECT.glob(pattern)}
+    modules = {".".join(f.relative_to(PROJECT / "src").with_suffix("").parts) for f in files}
+    assert {name.removesuffix(".__init__") for name in modules} == set(done.stdout.split())
 
 
 def test_jupyter_configuration_is_json() -> None:

@@ -3,7 +3,6 @@
 import os
 import sys
 import tempfile
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -47,12 +46,3 @@ def start(
         limit=limit,
         printer=lambda line: print(line, file=sys.stdout, flush=True),
     )
-
-
-@app.command(hidden=True)
-def prebuild(folder: Path, lock: Path) -> None:
-    """Build the environment of flows without requirements from a hashed lock, for an image."""
-    from mlops.agent.environments import EnvironmentCache
-
-    cache = EnvironmentCache(folder.absolute(), limit_bytes=sys.maxsize)
-    print(cache.prebuild(lock, print).folder)
