@@ -15,10 +15,10 @@ pytestmark = [pytest.mark.requires("docker", "chromium"), pytest.mark.timeout(90
 
 
 @pytest.fixture(params=["address", "name"])
-def servers(request: pytest.FixtureRequest, named_server: ServerHost) -> Servers:
-    """The servers at the bridge's address, and by the name that `--host` told."""
-    host = named_server.address if request.param == "address" else NAME
-    return Servers(named_server.servers.env, host)
+def servers(request: pytest.FixtureRequest, server_host: ServerHost) -> Servers:
+    """The servers at the bridge's address, and by the name that containers know."""
+    host = server_host.address if request.param == "address" else NAME
+    return Servers(server_host.servers.env, host)
 
 
 def test_prefect_works(servers: Servers, open_page: OpenPage) -> None:
@@ -47,8 +47,12 @@ def test_mlflow_works(servers: Servers, open_page: OpenPage) -> None:
     expect(page.get_by_role("main").get_by_role("link", name=name)).to_be_visible()
 
 
-def test_minio_console_works(servers: Servers, open_page: OpenPage) -> None:
-    """The console lists the buckets, and what is in them: nothing yet, in DVC's."""
+def test_minio_console_works(
+    server_host: ServerHost, servers: Servers, open_page: OpenPage
+) -> None:
+    """The console lists the buckets, and what is in them."""
+    key = f"shown at {urlsplit(servers.console_url).hostname}"
+    server_host.servers.s3.put_object(Bucket="dvc", Key=key, Body=b"x")
     page = open_page(servers.console_url)
     log_in_to_minio(page, servers.env)
     bucket = page.get_by_role("heading", name="dvc")
@@ -63,4 +67,4 @@ def test_minio_console_works(servers: Servers, open_page: OpenPage) -> None:
         return True
 
     wait_for(is_open, 90)
-    expect(page.get_by_text("This location is empty")).to_be_visible()
+    expect(page.get_by_text(key)).to_be_visible()

@@ -90,14 +90,3 @@ def server_host(images: None, tmp_path_factory: pytest.TempPathFactory) -> Itera
         yield found
     finally:
         found.host.remove()
-
-
-@pytest.fixture(scope="session")
-def named_server(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServerHost]:
-    """A server stack on a host of its own, reached by its name."""
-    _ = images
-    found = start_server(tmp_path_factory.mktemp("named-server") / "host", "--host", NAME)
-    try:
-        yield found
-    finally:
-        found.host.remove()

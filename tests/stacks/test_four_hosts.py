@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import pytest
 from stacks.fixtures import completed, wait_for, write_flow
 from stacks.hosts import NAME, Joined, ServerHost, join, up_together
 from stacks.platform import Servers
-from stacks.projects import Project, docker
+from stacks.projects import Project, docker, free_ports
 
 pytestmark = [pytest.mark.requires("docker"), pytest.mark.timeout(900)]
 LARGE_BYTES = 400 << 20
@@ -310,15 +311,29 @@ def test_second_agent_joins_later(four: FourHosts, tmp_path: Path) -> None:
         second.host.remove()
 
 
-def test_server_by_name(named_server: ServerHost, tmp_path: Path) -> None:
+def rename(server: ServerHost, name: str) -> None:
+    """Have a server called by another name from now on, as `init` says how."""
+    told = server.host.mlops("init", "server", "--host", name).stderr
+    lines = dict(re.findall(r"(?m)^  ([A-Z_]+)=(.+)$", told))
+    assert {"SERVER_IP", "MLOPS_ADDRESSES"} <= lines.keys()
+    file = server.project.folder / ".env"
+    for variable, value in lines.items():
+        text = re.sub(rf"(?m)^{variable}=.*$", f"{variable}={value}", file.read_text())
+        file.write_text(text)
+    server.project.up()
+
+
+def test_server_by_name(server_host: ServerHost, tmp_path: Path) -> None:
     """A server that is known by its name is joined and used in the same way, by every role.
 
     The name is one that Compose gives to containers; there is no other that all of them know.
     """
-    server = named_server
-    port = server.host.presets["JUPYTER_PORT"]
+    server = server_host
+    (port,) = map(str, free_ports(1))
+    before = (server.project.folder / ".env").read_text()
     joined: list[Joined] = []
     try:
+        rename(server, NAME)
         joined += [
             join(server.host, tmp_path / "scheduler", "scheduler"),
             join(server.host, tmp_path / "agent", "agent"),
@@ -334,5 +349,6 @@ def test_server_by_name(named_server: ServerHost, tmp_path: Path) -> None:
         said = experimenter.project.run("ml-experimenter", "python", "-W", "ignore", "-c", LOOK)
         assert said.split() == ["named", "picture.png", "named"]
     finally:
+        (server.project.folder / ".env").write_text(before)
         for each in joined:
             each.host.remove()
