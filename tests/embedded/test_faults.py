@@ -232,9 +232,9 @@ def kill_at_a_request(
 def runs_elsewhere(
     platform: Platform, servers: Servers, names: list[str], folder: Path
 ) -> Iterator[set[str]]:
-    """Get the code of flows again and again, as agents do for runs; yield what was got.
+    """Get the code of flows as soon as it is there, as agents do for runs; yield what was got.
 
-    At the end nothing of it may ever have been missing or damaged.
+    None of it may ever be missing or damaged: when it is seen first, nor in the end.
     """
     key = platform.credentials.s3_key("agent")
     settings = S3Settings.from_environment(
@@ -250,6 +250,8 @@ def runs_elsewhere(
         for number in itertools.count():
             last = ended.wait(PAUSE_SECONDS)
             for prefix in map(prefix_of, deployments(servers, *names)):
+                if prefix in seen and not last:
+                    continue
                 target = folder / str(number) / prefix
                 target.mkdir(parents=True)
                 download(store, prefix, fetch_manifest(store, prefix), target)
