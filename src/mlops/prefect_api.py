@@ -3,10 +3,11 @@
 import os
 import re
 import ssl
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 import httpx
 from packaging.version import Version
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 VERSION_HEADER = "mlops-version"  # of our Prefect server's answers: the release it runs
 CONNECT_TIMEOUT_SECONDS = 5.0
 TIMEOUT_SECONDS = 30.0
+RETRY_SECONDS = 2.0
 PAGE = 200  # the most that the server returns at once
 OVERLAP = 20  # of two pages
 
@@ -29,15 +31,42 @@ OVERLAP = 20  # of two pages
 Sort = Literal["CREATED_DESC", "ID_DESC"]
 
 
+# With which a server asks to be asked again.
+_BUSY = {
+    httpx.codes.REQUEST_TIMEOUT,
+    httpx.codes.TOO_MANY_REQUESTS,
+    httpx.codes.BAD_GATEWAY,
+    httpx.codes.SERVICE_UNAVAILABLE,
+}
+
+
+class RefusedRequestError(MlopsError):
+    """The server understood a request and refused it.
+
+    Attributes:
+        status_code: Of its answer.
+        detail: What it says is wrong.
+    """
+
+    def __init__(self, url: str, request: str, response: httpx.Response) -> None:
+        self.status_code = response.status_code
+        self.detail = error_detail(response)
+        super().__init__(f"{url}: refused {request}: {self.detail}")
+
+
 class PrefectApi:
-    """The server's REST API, for reads that should not wait for the import of Prefect's client.
+    """The server's REST API, for what should not wait for the import of Prefect's client.
+
+    That takes a second of a core, longer than all the rest of a registration.
 
     Args:
         settings: Address and identity.
+        retries: How often `send` tries again when the server is away or busy.
     """
 
-    def __init__(self, settings: PrefectSettings) -> None:
+    def __init__(self, settings: PrefectSettings, *, retries: int = 0) -> None:
         self._settings = settings
+        self._retries = retries
         self._http = httpx.Client(
             auth=_login(settings),
             timeout=httpx.Timeout(TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS),
@@ -74,6 +103,37 @@ class PrefectApi:
         raise MlopsError(
             f"{self._settings.prefect_api_url}: refused POST {path}: {error_detail(response)}"
         )
+
+    def send(self, method: str, path: str, body: object = None) -> Any:
+        """Send a request about one thing and return the JSON that answers it; None: there is none.
+
+        Args:
+            method: Of HTTP.
+            path: Below the API's address, such as `/deployments/`.
+            body: What to send; None: nothing.
+
+        Raises:
+            RefusedRequestError: The server refuses the request.
+            MlopsError: The server does not answer, or refuses the credentials.
+        """
+        url = self._settings.prefect_api_url
+        for tries_left in range(self._retries, -1, -1):
+            try:
+                response = self._http.request(method, f"{url}{path}", json=body)
+            except (httpx.HTTPError, httpx.InvalidURL) as error:
+                if not tries_left:
+                    raise _unreachable(url, error) from error
+            else:
+                if not tries_left or response.status_code not in _BUSY:
+                    break
+            time.sleep(RETRY_SECONDS)
+        try:
+            response.raise_for_status()
+        except httpx.HTTPStatusError as error:
+            if response.status_code == httpx.codes.UNAUTHORIZED:
+                raise _refused(url) from error
+            raise RefusedRequestError(url, _request(response.request), response) from error
+        return _json(response)
 
     def pages(self, path: str, query: dict[str, Any], sort: Sort) -> Iterator[dict[str, Any]]:
         """Yield everything that a query finds, each once.
@@ -161,15 +221,11 @@ def _login(settings: PrefectSettings) -> tuple[str, str] | None:
 
 
 @contextmanager
-def connect(
-    settings: PrefectSettings, *, retries: int | None = None
-) -> Iterator["SyncPrefectClient"]:
+def connect(settings: PrefectSettings) -> Iterator["SyncPrefectClient"]:
     """Open Prefect's own client, after a check that the server is there.
 
     Args:
         settings: Address and identity.
-        retries: How often a request is tried again when the server is away; default: Prefect's
-            own, with which a minute passes before a server counts as gone.
 
     Raises:
         MlopsError: The server cannot be used; also when it goes away in the middle.
@@ -181,15 +237,10 @@ def connect(
         os.environ["PREFECT_API_AUTH_STRING"] = settings.prefect_api_auth_string.get_secret_value()
     from prefect.client.orchestration import get_client
     from prefect.exceptions import PrefectHTTPStatusError
-    from prefect.settings import PREFECT_CLIENT_MAX_RETRIES, temporary_settings
 
     timeout = httpx.Timeout(TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
-    changed = {} if retries is None else {PREFECT_CLIENT_MAX_RETRIES: retries}
     try:
-        with (
-            temporary_settings(changed),
-            get_client(httpx_settings={"timeout": timeout}, sync_client=True) as client,
-        ):
+        with get_client(httpx_settings={"timeout": timeout}, sync_client=True) as client:
             yield client
     except PrefectHTTPStatusError as error:
         if error.response.status_code == httpx.codes.UNAUTHORIZED:
@@ -202,23 +253,25 @@ def connect(
         raise _unreachable(settings.prefect_api_url, error) from error
 
 
-def ensure_work_pool(client: "SyncPrefectClient", name: str) -> bool:
+def ensure_work_pool(api: PrefectApi, name: str) -> bool:
     """Create a process work pool if there is none of that name; return whether it was missing.
 
     Its job template is filled in by the first worker that serves it.
     """
-    from prefect.client.schemas.actions import WorkPoolCreate
-    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound
-
     try:
-        client.read_work_pool(name)
-    except ObjectNotFound:
-        try:
-            client.create_work_pool(WorkPoolCreate(name=name, type="process"))
-        except ObjectAlreadyExists:  # somebody else was quicker
-            return False
-        return True
-    return False
+        api.send("GET", f"/work_pools/{quote(name, safe='')}")
+    except RefusedRequestError as error:
+        if error.status_code != httpx.codes.NOT_FOUND:
+            raise
+    else:
+        return False
+    try:
+        api.send("POST", "/work_pools/", {"name": name, "type": "process"})
+    except RefusedRequestError as error:
+        if error.status_code != httpx.codes.CONFLICT:  # somebody else was quicker
+            raise
+        return False
+    return True
 
 
 def is_outage(error: BaseException | None) -> bool:

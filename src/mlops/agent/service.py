@@ -8,16 +8,23 @@ import socket
 import tempfile
 import time
 from collections.abc import Callable
+from urllib.parse import quote
 
 import anyio
-from prefect.exceptions import ObjectAlreadyExists
+import httpx
 from prefect.utilities.processutils import setup_signal_handlers_worker
 
 from mlops.agent.worker import Agent
 from mlops.bundles import CODE_ROOT
 from mlops.errors import CredentialsError, MlopsError
 from mlops.mlflow_api import MlflowApi
-from mlops.prefect_api import connect, ensure_work_pool, is_outage
+from mlops.prefect_api import (
+    PrefectApi,
+    RefusedRequestError,
+    check_server,
+    ensure_work_pool,
+    is_outage,
+)
 from mlops.settings import AgentSettings
 from mlops.storage import ObjectStore
 
@@ -79,13 +86,16 @@ async def _work(agent: Agent, printer: Callable[[str], None]) -> None:
 
 
 def _ensure_pool_and_queue(settings: AgentSettings) -> None:
-    with connect(settings) as client:
-        ensure_work_pool(client, settings.pool_name)
+    check_server(settings)
+    with contextlib.closing(PrefectApi(settings)) as api:
+        ensure_work_pool(api, settings.pool_name)
         if settings.queue_name:
-            with contextlib.suppress(ObjectAlreadyExists):
-                client.create_work_queue(
-                    name=settings.queue_name, work_pool_name=settings.pool_name
-                )
+            queues = f"/work_pools/{quote(settings.pool_name, safe='')}/queues"
+            try:
+                api.send("POST", queues, {"name": settings.queue_name})
+            except RefusedRequestError as error:
+                if error.status_code != httpx.codes.CONFLICT:  # it is there
+                    raise
 
 
 def _wait_for_server(settings: AgentSettings, printer: Callable[[str], None]) -> None:

@@ -1,13 +1,13 @@
 """Deployments as Prefect holds them, next to what a flow folder asks for.
 
-Reads go straight to Prefect's REST API: its own client takes 1.7 s to import, longer than all
-the rest of a registration that finds nothing to do. Writes go through that client.
+All goes straight to Prefect's REST API, as its own client would: the import of that takes longer
+than all the rest of a registration.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 import httpx
@@ -16,14 +16,11 @@ from pydantic import BaseModel, ConfigDict
 from mlops import lineage
 from mlops.bundles import pull_steps, pulled_bundle
 from mlops.errors import MlopsError
-from mlops.prefect_api import PAGE, PrefectApi, error_detail
+from mlops.prefect_api import PAGE, PrefectApi, RefusedRequestError
 from mlops.scheduler.flow_folder import ReadFlow
-from mlops.scheduler.prefect_schedules import as_json, as_prefect, comparable
+from mlops.scheduler.prefect_schedules import as_json, comparable
 from mlops.scheduler.schedule import Schedule
 from mlops.scheduler.source import Source
-
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
 
 SCHEDULE_SLUG = "flow-yaml"  # marks our schedule among those that people add in the UI
 
@@ -142,7 +139,8 @@ def wanted_fields(
     content = flow.checked.spec.content
     return {
         "version": lineage.version_text(flow.bundle.manifest.content_hash, commit),
-        # Not None: Prefect 3.8.8's client makes the word "None" of it.
+        # Not None: Prefect 3.8.8's client, where a deployment was edited with it, makes the word
+        # "None" of it.
         "description": content.description or flow.checked.function.description or "",
         "parameters": content.parameters,
         "tags": sorted(content.tags),
@@ -178,37 +176,27 @@ def our_schedule(deployment: Deployment) -> DeploymentSchedule | None:
     return next((s for s in deployment.schedules if s.slug == SCHEDULE_SLUG), None)
 
 
-def create(
-    client: "SyncPrefectClient",
-    flow: ReadFlow,
-    wanted: dict[str, Any],
-    schema: dict[str, Any],
-) -> UUID:
+def create(api: PrefectApi, flow: ReadFlow, wanted: dict[str, Any], schema: dict[str, Any]) -> UUID:
     """Create a deployment with its schedule.
 
     Raises:
         DeploymentChangedError: Somebody else made the same thing at the same moment.
     """
-    from prefect.client.schemas.actions import DeploymentScheduleCreate
-
     schedule = flow.checked.spec.schedule
     with _alone(flow.checked.name):
-        return client.create_deployment(
-            flow_id=client.create_flow_from_name(flow.checked.function.flow_name),
-            name=flow.checked.spec.content.deployment.deploy_name,
-            schedules=[DeploymentScheduleCreate(schedule=as_prefect(schedule), slug=SCHEDULE_SLUG)]
-            if schedule
-            else [],
-            parameter_openapi_schema=schema,
+        prefects_flow = api.send("POST", "/flows/", {"name": flow.checked.function.flow_name})
+        fields = {
+            "flow_id": prefects_flow["id"],
+            "name": flow.checked.spec.content.deployment.deploy_name,
+            "schedules": [_new_schedule(schedule)] if schedule else [],
+            "parameter_openapi_schema": schema,
             **wanted,
-        )
+        }
+        return UUID(api.send("POST", "/deployments/", fields)["id"])
 
 
 def update(
-    client: "SyncPrefectClient",
-    deployment: Deployment,
-    wanted: dict[str, Any],
-    schema: dict[str, Any],
+    api: PrefectApi, deployment: Deployment, wanted: dict[str, Any], schema: dict[str, Any]
 ) -> None:
     """Update a deployment in place; its schedules, its pause and job variables stay.
 
@@ -217,18 +205,14 @@ def update(
     Raises:
         DeploymentChangedError: It is gone, or something that it needs changed this moment.
     """
-    from prefect.client.schemas.actions import DeploymentUpdate
-
     # Paused because its folder was gone; in a second request it might never be resumed.
     resumed = {"paused": False} if deployment.source and deployment.source.gone else {}
-    fields = DeploymentUpdate(parameter_openapi_schema=schema, **wanted, **resumed)
+    fields = {"parameter_openapi_schema": schema, **wanted, **resumed}
     with _alone(deployment.name):
-        client.update_deployment(deployment.id, fields)
+        api.send("PATCH", f"/deployments/{deployment.id}", fields)
 
 
-def write_schedule(
-    client: "SyncPrefectClient", deployment: Deployment, schedule: Schedule | None
-) -> None:
+def write_schedule(api: PrefectApi, deployment: Deployment, schedule: Schedule | None) -> None:
     """Bring our one schedule up to date.
 
     It is addressed by itself: a deployment update that carries schedules makes one that was
@@ -237,36 +221,32 @@ def write_schedule(
     Raises:
         DeploymentChangedError: Somebody else made or removed it meanwhile.
     """
-    from prefect.client.schemas.actions import DeploymentScheduleCreate
-
     ours = our_schedule(deployment)
+    path = f"/deployments/{deployment.id}/schedules"
     with _alone(deployment.name):
         if schedule is None:
             if ours is not None:
-                client.delete_deployment_schedule(deployment.id, ours.id)
+                api.send("DELETE", f"{path}/{ours.id}")
         elif ours is None:
-            create = DeploymentScheduleCreate(schedule=as_prefect(schedule), slug=SCHEDULE_SLUG)
-            client.create_deployment_schedules(deployment.id, [create])
+            api.send("POST", path, [_new_schedule(schedule)])
         else:
-            written = as_prefect(schedule)
-            client.update_deployment_schedule(deployment.id, ours.id, schedule=written)
+            api.send("PATCH", f"{path}/{ours.id}", {"schedule": as_json(schedule)})
+
+
+def _new_schedule(schedule: Schedule) -> dict[str, Any]:
+    return {"schedule": as_json(schedule), "active": True, "slug": SCHEDULE_SLUG}
 
 
 @contextmanager
 def _alone(name: str) -> Iterator[None]:
     """Tell the conflicts with somebody who writes at the same time from other errors."""
-    from prefect.exceptions import ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError
-
     try:
         yield
-    except (ObjectAlreadyExists, ObjectNotFound, PrefectHTTPStatusError) as error:
-        cause = error if isinstance(error, PrefectHTTPStatusError) else error.http_exc
-        if not isinstance(cause, httpx.HTTPStatusError):
-            raise
-        if cause.response.status_code not in {httpx.codes.NOT_FOUND, httpx.codes.CONFLICT}:
+    except RefusedRequestError as error:
+        if error.status_code not in {httpx.codes.NOT_FOUND, httpx.codes.CONFLICT}:
             raise
         raise DeploymentChangedError(
-            f"{name}: Prefect refused it: {error_detail(cause.response)}",
+            f"{name}: Prefect refused it: {error.detail}",
             hint="if somebody else registered it at the same time, register it again",
         ) from error
 

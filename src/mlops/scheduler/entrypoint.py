@@ -8,6 +8,7 @@ a process of its own.
 import ast
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,9 @@ def read_function(folder: Path, file_name: str, function_name: str) -> FlowFunct
     )
 
 
-def read_parameter_schema(folder: Path, function: FlowFunction) -> dict[str, Any]:
+def read_parameter_schema(
+    folder: Path, function: FlowFunction, meanwhile: Callable[[], None] = lambda: None
+) -> dict[str, Any]:
     """Return the JSON Schema of a flow's parameters, as Prefect's run form reads it.
 
     It takes Prefect to make it, whose import takes longer than all the rest of a registration:
@@ -88,6 +91,7 @@ def read_parameter_schema(folder: Path, function: FlowFunction) -> dict[str, Any
     Args:
         folder: The flow folder.
         function: The flow in it.
+        meanwhile: Done while the process starts that reads it, if it has to.
 
     Raises:
         SignatureError: The types in its signature cannot be loaded.
@@ -104,7 +108,7 @@ def read_parameter_schema(folder: Path, function: FlowFunction) -> dict[str, Any
         with tempfile.TemporaryDirectory(prefix="mlops-signature-") as temporary:
             source = Path(temporary) / path.name
             source.write_text(source_text, encoding="utf-8")
-            return _process.read_schema(source, function_name, (folder, path.parent))
+            return _process.read_schema(source, function_name, (folder, path.parent), meanwhile)
     except UnreadableError as error:
         raise SignatureError(
             f"deployment.flow_name: {path}:{function_name}: its parameters cannot be read: {error}"

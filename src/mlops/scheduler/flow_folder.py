@@ -23,7 +23,7 @@ from mlops.scheduler.flow_files import (
 )
 from mlops.scheduler.flow_files import state as flow_state
 from mlops.scheduler.names import name_mistake
-from mlops.scheduler.parameters import mistakes, unset_required
+from mlops.scheduler.parameters import mistakes, prepare_to_check, unset_required
 from mlops.scheduler.schedule import concerns
 from mlops.scheduler.spec import FlowSpec, FlowYamlError, overlooked, read_spec
 
@@ -100,11 +100,14 @@ def check_parameters(flow: ReadFlow) -> dict[str, Any]:
 
 
 def _fitting_schema(checked: CheckedFlow) -> dict[str, Any]:
+    parameters = checked.spec.content.parameters
+    # Then both processes import Prefect at the same time.
+    meanwhile = (prepare_to_check,) if parameters else ()
     try:
-        schema = read_parameter_schema(checked.spec.folder, checked.function)
+        schema = read_parameter_schema(checked.spec.folder, checked.function, *meanwhile)
     except SignatureError as error:
         raise FlowYamlError(checked.spec.path, [error.message]) from error
-    wrong = [*_unknown_parameters(checked), *mistakes(checked.spec.content.parameters, schema)]
+    wrong = [*_unknown_parameters(checked), *mistakes(parameters, schema)]
     if wrong:
         raise FlowYamlError(checked.spec.path, wrong)
     return schema

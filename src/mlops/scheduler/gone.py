@@ -2,15 +2,14 @@
 
 import stat
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-from mlops.prefect_api import PrefectApi
+import httpx
+
+from mlops.prefect_api import PrefectApi, RefusedRequestError
 from mlops.scheduler import flow_folder
 from mlops.scheduler.deployments import Deployment, read_all
 from mlops.scheduler.spec import find_flow_yaml
-
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
 
 
 class GoneDeployment(NamedTuple):
@@ -78,18 +77,17 @@ def why_gone(folder: Path, name: str) -> str:
     return "" if current == name else f"{folder} is now {current}"
 
 
-def pause(client: "SyncPrefectClient", gone: GoneDeployment) -> bool:
+def pause(api: PrefectApi, gone: GoneDeployment) -> bool:
     """Pause a deployment until its folder is back; return whether it was there and active."""
-    from prefect.client.schemas.actions import DeploymentUpdate
-    from prefect.exceptions import ObjectNotFound
-
     source = gone.deployment.source
     if source is None or not gone.is_active:
         return False
     # In one request: a pause without the mark would outlast the folder's return.
-    update = DeploymentUpdate(paused=True, path=str(source._replace(gone=True)))
+    fields = {"paused": True, "path": str(source._replace(gone=True))}
     try:
-        client.update_deployment(gone.deployment.id, update)
-    except ObjectNotFound:  # somebody deleted it meanwhile
+        api.send("PATCH", f"/deployments/{gone.deployment.id}", fields)
+    except RefusedRequestError as error:
+        if error.status_code != httpx.codes.NOT_FOUND:  # somebody deleted it meanwhile
+            raise
         return False
     return True

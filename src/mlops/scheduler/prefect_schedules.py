@@ -1,4 +1,4 @@
-"""Schedules in Prefect's own forms: its client's objects, and the JSON of its API."""
+"""Schedules as the JSON of Prefect's API."""
 
 import datetime as dt
 from typing import Any
@@ -25,20 +25,3 @@ def as_json(schedule: Schedule) -> dict[str, Any]:
             }
         case _:
             return {"rrule": schedule.rrule, "timezone": schedule.timezone}
-
-
-def as_prefect(schedule: Schedule) -> Any:
-    """Return Prefect's own schedule object."""
-    from prefect.client.schemas import schedules as prefect
-
-    match schedule:
-        case CronSchedule():
-            return prefect.CronSchedule(cron=schedule.cron, timezone=schedule.timezone)
-        case IntervalSchedule():
-            return prefect.IntervalSchedule(
-                interval=dt.timedelta(seconds=schedule.seconds),
-                anchor_date=schedule.anchor,
-                timezone=schedule.timezone,
-            )
-        case _:
-            return prefect.RRuleSchedule(rrule=schedule.rrule, timezone=schedule.timezone)

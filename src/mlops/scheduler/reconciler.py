@@ -15,7 +15,7 @@ from pathlib import Path
 
 from mlops.bundles import CODE_ROOT
 from mlops.errors import MlopsError
-from mlops.prefect_api import PrefectApi, connect
+from mlops.prefect_api import PrefectApi
 from mlops.scheduler import flow_dir
 from mlops.scheduler.flow_dir import Identity
 from mlops.scheduler.gone import find_gone, pause
@@ -232,12 +232,11 @@ class Reconciler:
                 len(to_pause),
             )
             return
-        with connect(self._settings, retries=0) as client:
-            for each in to_pause:
-                if pause(client, each):
-                    logger.warning(
-                        "%s: paused, %s; `mlops flows prune` deletes it", each.name, each.reason
-                    )
+        for each in to_pause:
+            if pause(self._api, each):
+                logger.warning(
+                    "%s: paused, %s; `mlops flows prune` deletes it", each.name, each.reason
+                )
 
     def _warn(self, message: str) -> None:
         if message not in self._warned:

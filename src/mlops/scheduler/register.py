@@ -7,17 +7,17 @@ as they left it.
 
 import datetime as dt
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import Any, Literal, Self
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
 
 from mlops import lineage
 from mlops.errors import MlopsError
-from mlops.prefect_api import PrefectApi, connect, ensure_work_pool
+from mlops.prefect_api import PrefectApi, ensure_work_pool
 from mlops.scheduler import deployments, flow_folder
 from mlops.scheduler.deployments import Deployment, DeploymentChangedError
 from mlops.scheduler.doubts import read_doubts
@@ -32,9 +32,6 @@ from mlops.scheduler.twins import TwinError, is_same, refuse_twin
 from mlops.scheduler.upload import goes_by_etags, missing_files, upload
 from mlops.settings import SchedulerSettings
 from mlops.storage import ObjectStore, Progress
-
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
 
 ATTEMPTS = 3  # for a folder or a deployment that changes meanwhile
 SHOWN_UPLOAD_BYTES = 16 << 20  # a smaller one is over before it says anything
@@ -94,15 +91,11 @@ class Registrar:
         retries: int = RETRIES,
     ) -> None:
         self._settings = settings
-        self._api = PrefectApi(settings)
+        self._api = PrefectApi(settings, retries=retries)
         self._store = ObjectStore(settings, settings.prefect_bucket_name)
         self._warn = warn
         self._show_upload = show_upload
         self._show_parameters = show_parameters
-        self._retries = retries
-        self._connection = ExitStack()
-        self._connection.callback(self._api.close)
-        self._client: SyncPrefectClient | None = None
         self._pools: set[str] = set()
         self._doubts: dict[UUID, dt.datetime] = {}
 
@@ -115,8 +108,7 @@ class Registrar:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        # The connection makes errors that a user can act on of what its client raises.
-        self._connection.__exit__(kind, error, trace)
+        self._api.close()
 
     def register(self, folders: Iterable[Path]) -> Iterator[Registration | Refusal]:
         """Register flow folders, yielding each one's outcome as it is known.
@@ -197,8 +189,8 @@ class Registrar:
         doubted = self._doubts.get(deployment.id) if deployment else None
         uploaded = self._upload(flow, warn, doubted)
         if deployment is None:
-            client = self._serve_pool(flow, warn)
-            deployment_id = deployments.create(client, flow, wanted, schema)
+            self._serve_pool(flow, warn)
+            deployment_id = deployments.create(self._api, flow, wanted, schema)
             # Old code may have been pruned in the moments before a deployment referred to it.
             self._upload(flow, warn)
             return self._registration(flow, deployment_id, "created", notes)
@@ -209,10 +201,11 @@ class Registrar:
         action: Action = "unchanged"
         # Before the code: whose code it is in the end, that one finds a schedule of another's.
         if deployments.schedule_differs(deployment, schedule):
-            deployments.write_schedule(self._connect(), deployment, schedule)
+            deployments.write_schedule(self._api, deployment, schedule)
             action = "updated"
         if changed:
-            deployments.update(self._serve_pool(flow, warn), deployment, wanted, schema)
+            self._serve_pool(flow, warn)
+            deployments.update(self._api, deployment, wanted, schema)
             self._upload(flow, warn)  # once more, as above
             action = "updated"
         if action == "updated":
@@ -261,23 +254,15 @@ class Registrar:
             upload(flow.bundle, missing, self._store, progress)
         return True
 
-    def _serve_pool(self, flow: ReadFlow, warn: Callable[[str], None]) -> "SyncPrefectClient":
-        """Make sure of the work pool that a deployment needs; return the client for the rest."""
-        client = self._connect()
+    def _serve_pool(self, flow: ReadFlow, warn: Callable[[str], None]) -> None:
+        """Make sure of the work pool that a deployment needs."""
         pool = flow.checked.spec.content.deployment.pool_name
-        if pool not in self._pools and ensure_work_pool(client, pool):
+        if pool not in self._pools and ensure_work_pool(self._api, pool):
             warn(
                 f"work pool {pool!r} did not exist and was created; its runs wait until an agent "
                 "serves it"
             )
         self._pools.add(pool)
-        return client
-
-    def _connect(self) -> "SyncPrefectClient":
-        if self._client is None:
-            connection = connect(self._settings, retries=self._retries)
-            self._client = self._connection.enter_context(connection)
-        return self._client
 
     def _registration(
         self, flow: ReadFlow, deployment_id: UUID, action: Action, warnings: list[str]

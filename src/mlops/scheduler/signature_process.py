@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -75,13 +75,20 @@ class SignatureProcess:
         self._limit_seconds = limit_seconds
         self._child: _Child | None = None
 
-    def read_schema(self, source: Path, function: str, folders: Sequence[Path]) -> dict[str, Any]:
+    def read_schema(
+        self,
+        source: Path,
+        function: str,
+        folders: Sequence[Path],
+        meanwhile: Callable[[], None] = lambda: None,
+    ) -> dict[str, Any]:
         """Return the JSON Schema of a function's parameters.
 
         Args:
             source: A Python file, in a folder of its own, in which its code works.
             function: The function in it.
             folders: What else the code may import from.
+            meanwhile: Done while the process starts, if it has to.
 
         Raises:
             UnreadableError: The code raises, ends its process or takes too long.
@@ -89,7 +96,7 @@ class SignatureProcess:
         """
         if self._child is None or self._child.process.poll() is not None:
             self.close()
-            self._child = _start()
+            self._child = _start(meanwhile)
         question = _Question(
             source=source,
             function=function,
@@ -133,8 +140,8 @@ class _Child(NamedTuple):
         self.connection.close()
 
 
-def _start() -> _Child:
-    """Start the process and wait until it is ready.
+def _start(meanwhile: Callable[[], None]) -> _Child:
+    """Start the process and wait until it is ready, which takes a second; do that meanwhile.
 
     Raises:
         MlopsError: It is not.
@@ -152,10 +159,7 @@ def _start() -> _Child:
         )
     child = _Child(process, ours)
     try:
-        # Whoever reads a signature checks values by this next: both processes import Prefect at
-        # the same time.
-        import prefect.utilities.schema_tools.validation  # noqa: F401
-
+        meanwhile()
         if ours.poll(_START_LIMIT_SECONDS):
             ours.recv_bytes()
             return child

@@ -12,6 +12,7 @@ from mlops.errors import MlopsError
 from mlops.heartbeat import Heartbeat
 from mlops.prefect_api import check_server
 from mlops.scheduler.file_changes import file_changes
+from mlops.scheduler.parameters import prepare_to_check
 from mlops.scheduler.reconciler import Reconciler
 from mlops.settings import SchedulerSettings
 
@@ -33,7 +34,7 @@ def watch_folders(settings: SchedulerSettings) -> None:
     reconciler = Reconciler(settings, root)
     heartbeat = Heartbeat(settings)
     reconciler.follow([])
-    _import_prefect()
+    prepare_to_check()  # ahead of the first change, which should not wait for it
     for changed in file_changes(root):
         reconciler.follow(changed)
         if reconciler.is_well:
@@ -47,9 +48,3 @@ def _check_server(settings: SchedulerSettings) -> None:
     except MlopsError as error:
         if not isinstance(error.__cause__, httpx.HTTPError):
             raise
-
-
-def _import_prefect() -> None:
-    """Import Prefect's client ahead of the first change, which should not wait for it."""
-    import prefect.client.orchestration
-    import prefect.utilities.callables  # noqa: F401
