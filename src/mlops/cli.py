@@ -18,6 +18,7 @@ import typer
 
 from mlops import demo
 from mlops.agent import commands as agent
+from mlops.data import commands as data
 from mlops.development import commands as development
 from mlops.errors import MlopsError
 from mlops.experimenter import commands as experimenter
@@ -56,22 +57,22 @@ def _use_local_platform(context: typer.Context) -> None:
     _act_as(role, local)
 
 
-def _use_local_platform_for_projects() -> None:
-    """Experiment projects: git, DVC and MLflow.
+def _use_local_platform_for_experiments() -> None:
+    """Act as an experimenter.
 
-    On a checkout they go to the embedded platform, unless PREFECT_API_URL names another.
+    On a checkout at the embedded platform, unless PREFECT_API_URL names another.
     """
     if local := _local_platform():
         _act_as("experimenter", local)
 
 
-def _use_local_platform_for_runs() -> None:
-    """Runs: where they come from, and once more.
+def _use_local_platform_for_data() -> None:
+    """Act as an experimenter who needs the object store only.
 
-    On a checkout they are those of the embedded platform, unless PREFECT_API_URL names another.
+    On a checkout at the embedded platform, unless AWS_ENDPOINT_URL_S3 names another.
     """
-    if local := _local_platform():
-        _act_as("experimenter", local)
+    if "AWS_ENDPOINT_URL_S3" not in os.environ:
+        _use_local_platform_for_experiments()
 
 
 def _local_platform() -> "LocalSettings | None":
@@ -106,8 +107,9 @@ app.command("env-examples", hidden=True)(ops.write_examples)
 app.command("lock")(development.lock)
 app.add_typer(local.app, name="local")
 app.add_typer(scheduler.app, name="flows", callback=_use_local_platform)
-app.add_typer(experimenter.app, name="project", callback=_use_local_platform_for_projects)
-app.add_typer(runs.app, name="runs", callback=_use_local_platform_for_runs)
+app.add_typer(experimenter.app, name="project", callback=_use_local_platform_for_experiments)
+app.add_typer(runs.app, name="runs", callback=_use_local_platform_for_experiments)
+app.add_typer(data.app, name="data", callback=_use_local_platform_for_data)
 app.add_typer(agent.app, name="agent")
 app.add_typer(server.app, name="server")
 

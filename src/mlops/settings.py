@@ -228,6 +228,28 @@ class AgentSettings(S3Settings, PrefectSettings, MlflowSettings, HeartbeatSettin
         return value.expanduser().absolute()
 
 
+class DataSettings(S3Settings):
+    """Data on this host: where from, and the cache that all runs share."""
+
+    mlops_data_cache_dir: Path | None = None
+    mlops_cache_dir: Path = Path("~/.cache/mlops")
+    # Of the cache: beyond it goes what was not used for longest, unless a pull needs it.
+    mlops_data_cache_bytes: int = Field(default=100 * 10**9, gt=0)
+    # Prefect's own: the flow run that this process belongs to.
+    prefect__flow_run_id: UUID | None = None
+
+    @field_validator("mlops_data_cache_dir", "prefect__flow_run_id", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: object) -> object:
+        return value or None
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of the cache."""
+        folder = self.mlops_data_cache_dir or self.mlops_cache_dir / "data"
+        return folder.expanduser().absolute()
+
+
 class ListenSettings(RoleSettings):
     """Where a server of ours listens, and under which names clients reach it."""
 

@@ -46,6 +46,10 @@ class BrokenObjectError(MlopsError):
     """The server knows the object and cannot send all of it."""
 
 
+class NoRangesError(MlopsError):
+    """The server does not send parts of objects as it should; whole ones, it does."""
+
+
 class StoredObject(NamedTuple):
     """An object as a listing shows it. `etag` is without quotes; `size` in bytes."""
 
@@ -127,6 +131,45 @@ class ObjectStore:
         """
         with self._errors(key):
             return obstore.get(self._store, key).bytes().to_bytes()
+
+    def size(self, key: str) -> int:
+        """Return how many bytes an object has.
+
+        Raises:
+            ObjectNotFoundError: There is no such object.
+        """
+        with self._errors(key):
+            return int(obstore.head(self._store, key)["size"])
+
+    def read_part(self, key: str, start: int, length: int) -> "obstore.Bytes":
+        """Return some of an object's bytes.
+
+        Args:
+            key: The object.
+            start: The first of them.
+            length: How many.
+
+        Raises:
+            ObjectNotFoundError: There is no such object.
+            NoRangesError: The server cannot: `rclone serve s3` 1.75 sends the part with status 200,
+                which the library takes for the whole object.
+            BrokenObjectError: It breaks off, or ends before.
+        """
+        with self._errors(key):
+            part = obstore.get_range(self._patient_store, key, start=start, length=length)
+        if len(part) != length:
+            raise BrokenObjectError(f"{self.uri(key)}: is shorter than {start + length} bytes")
+        return part
+
+    def blocks(self, key: str) -> "Iterator[obstore.Bytes]":
+        """Yield an object's bytes, in blocks.
+
+        Raises:
+            ObjectNotFoundError: There is no such object.
+            BrokenObjectError: It breaks off.
+        """
+        with self._errors(key):
+            yield from obstore.get(self._store, key).stream(min_chunk_size=_READ_BYTES)
 
     def write(self, key: str, body: bytes) -> None:
         """Write an object whole."""
@@ -220,6 +263,8 @@ class ObjectStore:
                 hint="check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY; "
                 "with Compose, <ROLE>_S3_... in .env",
             )
+        if "non-partial response" in message:
+            return NoRangesError(f"{self.uri(key)}: {self._endpoint} does not send parts of it")
         if "response body error" in message:
             return BrokenObjectError(f"{self.uri(key)}: {self._endpoint} cannot send all of it")
         if code or "Server returned" in message:
