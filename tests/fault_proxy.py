@@ -34,6 +34,8 @@ class FaultProxy:
         healthy_requests: How many requests pass before; None: all of them.
         before: Is called with each request before it is passed on, which waits for it.
         rewrite: Changes the body of every answer.
+        partial_status: Whether a part of an object has status 206, as other S3 servers give it and
+            rclone does not.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class FaultProxy:
         *,
         before: Callable[[Request], None] | None = None,
         rewrite: Callable[[bytes], bytes] | None = None,
+        partial_status: bool = False,
     ) -> None:
         address = urlsplit(upstream)
         self._upstream = (address.hostname or "", address.port or 80)
@@ -51,6 +54,7 @@ class FaultProxy:
         self._healthy_requests = healthy_requests
         self._before = before
         self._rewrite = rewrite
+        self._partial_status = partial_status
         self._lock = threading.Lock()
         self._connections: set[socket.socket] = set()
         self._listener = socket.create_server(("127.0.0.1", 0))
@@ -126,6 +130,8 @@ class FaultProxy:
     ) -> None:
         status = int(head[0].split(b" ", 2)[1])
         empty = question[0].startswith(b"HEAD ") or status in {204, 304}
+        if self._partial_status and any(f.lower().startswith(b"content-range:") for f in head):
+            head[0] = b"HTTP/1.1 206 Partial Content\r\n"
         if self._rewrite is None or empty:
             client.sendall(b"".join(head))
             for block in () if empty else _body(answers, head, chunked_kept=True):
