@@ -8,7 +8,7 @@ from typing import Any
 
 from s3_server import ACCESS_KEY, SECRET_KEY
 
-from mlops.data.pull import Options, Pulled, pull
+from mlops.data.delivery import Options, Pulled, pull
 from mlops.data.reference import Reference
 from mlops.settings import DataSettings
 from mlops.storage import ObjectStore

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 import typer
 
 if TYPE_CHECKING:
-    from mlops.data.pull import Options, Pulled
+    from mlops.data.delivery import Options, Pulled
     from mlops.data.reference import Reference
     from mlops.settings import DataSettings
 
@@ -56,7 +56,7 @@ def pull(
     What is in the cache is not downloaded again, and placed as reflinks or read-only hard links
     where the file system can.
     """
-    from mlops.data.pull import Options
+    from mlops.data.delivery import Options
     from mlops.errors import UsageError
     from mlops.settings import DataSettings
 
@@ -103,9 +103,9 @@ def _jobs(
 def _pull(
     reference: "Reference", path: Path, settings: "DataSettings", options: "Options"
 ) -> "Pulled":
-    from mlops.data.run_label import label_flow_run
+    from mlops.data.delivery import pull as pull_data
     from mlops.data.printing import PullProgress
-    from mlops.data.pull import pull as pull_data
+    from mlops.data.run_label import label_flow_run
     from mlops.errors import MlopsError
 
     with PullProgress(path.name) as progress:

@@ -71,9 +71,8 @@ class Fetch:
         small = [file for file in files if sizes[file.md5] < LARGE_BYTES]
         large = [file for file in files if sizes[file.md5] >= LARGE_BYTES]
         in_parallel(lambda file: self._fetch_small(file, sizes[file.md5]), small, THREADS)
-        for file in large:  # one after another, for memory's sake
-            self._fetch_large(file, sizes[file.md5])
-            self._progress.advance(1, 0)
+        # One after another, for memory's sake.
+        in_parallel(lambda file: self._fetch_large(file, sizes[file.md5]), large, 1)
 
     def _fetch_small(self, file: DataFile, size: int) -> None:
         for attempt in range(_ATTEMPTS):
@@ -112,7 +111,7 @@ class Fetch:
     def _fetch_large(self, file: DataFile, size: int) -> None:
         with self._open_partial(file.md5) as descriptor:
             if self._cache.size(file.md5) is not None:  # another pull has fetched it meanwhile
-                self._progress.advance(0, size)
+                self._progress.advance(1, size)
                 return
             digest, resumed = self._fetch_rest(file, size, descriptor)
             if resumed and digest != file.md5:
@@ -124,6 +123,7 @@ class Fetch:
                 raise self._damaged(file, digest)
             seal(descriptor)
             self._cache.admit(str(self._cache.partial(file.md5)), file.md5)
+        self._progress.advance(1, 0)
 
     @contextmanager
     def _open_partial(self, md5: str) -> Iterator[int]:

@@ -1,4 +1,8 @@
-"""Doing one thing to many items at once."""
+"""Doing one thing to many items at once, and waiting so that a signal can interrupt it.
+
+The S3 library does not return for a signal: whoever waits for it directly waits until a silent
+server is given up.
+"""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -6,6 +10,7 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from typing import TypeVar
 
 Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 def in_parallel(work: Callable[[Item], None], items: Sequence[Item], threads: int) -> None:
@@ -43,3 +48,10 @@ def in_parallel(work: Callable[[Item], None], items: Sequence[Item], threads: in
         pool.shutdown(wait=False, cancel_futures=True)
         raise
     pool.shutdown()
+
+
+def aside(call: Callable[[], Result]) -> Result:
+    """Do one thing in another thread, and return what it returns."""
+    results: list[Result] = []
+    in_parallel(lambda each: results.append(each()), [call], 1)
+    return results[0]

@@ -5,6 +5,7 @@ from typing import Annotated, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict
 
+from mlops import lineage
 from mlops.errors import UsageError
 
 FOLDER_SUFFIX = ".dir"  # DVC's: the hash of a folder is that of the list of its files
@@ -12,7 +13,6 @@ _HASH = re.compile(r"[0-9a-f]{32}(\.dir)?")
 _REFERENCE = re.compile(
     r"s3://(?P<bucket>[a-z0-9][a-z0-9.-]{1,61}[a-z0-9])(?:/(?P<path>[^@]*))?@(?P<hash>[^@/]+)"
 )
-_LABEL_DIGITS = 12
 
 
 def check_hash(value: str) -> str:
@@ -69,7 +69,7 @@ class Reference(BaseModel):
     @property
     def label(self) -> str:
         """The name of its label on a Prefect run, and of its tag on an MLflow run."""
-        return f"mlops.data.{self.hash[:_LABEL_DIGITS]}"
+        return f"{lineage.DATA}{self.hash[: lineage.HASH_DIGITS]}"
 
 
 def is_reference(text: str) -> bool:

@@ -4,16 +4,16 @@ from typing import Any
 import pytest
 from dvc_remote import md5
 
-from mlops.data.content import DamagedDataError, parse_list
+from mlops.data.content import DamagedDataError, DataFile, parse_list
 from mlops.data.reference import Reference
 
 A, B = "a" * 32, "b" * 32
 
 
-def read(lines: Any) -> list[tuple[str, str]]:
+def read(lines: Any) -> list[DataFile]:
     body = json.dumps(lines).encode()
     reference = Reference(bucket="dvc", path="", hash=f"{md5(body)}.dir")
-    return [tuple(file) for file in parse_list(body, reference)]
+    return list(parse_list(body, reference))
 
 
 def test_list_is_read() -> None:

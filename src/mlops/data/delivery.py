@@ -1,4 +1,4 @@
-"""Pulling data: from its reference to files at a place, over the host's cache."""
+"""Delivering data: from its reference to files at a place, over the host's cache."""
 
 import os
 import shutil
@@ -13,6 +13,7 @@ from mlops.data.cache import DataCache
 from mlops.data.cache_limit import make_room
 from mlops.data.content import DamagedDataError, DataFile, parse_list
 from mlops.data.fetch import Fetch, Progress, unique
+from mlops.data.parallel import aside
 from mlops.data.placement import Bench, Place
 from mlops.data.reference import Reference
 from mlops.data.remote import LAYOUTS, Layout, Remote, find_remote
@@ -163,6 +164,8 @@ class _Pull:
                     raise _CacheChangedError
                 got = self._fetch(files, {each: sizes[each] for each in missing})
             with self._cache.in_use(self._reference.hash):
+                if not self._options.force:  # somebody may have come to the place meanwhile
+                    Place(self._target, files, self._cache).refuse_foreign()
                 size = self._place(bench, files)
         self._make_room(files, {})
         return len(files), size, got
@@ -179,14 +182,16 @@ class _Pull:
             except DamagedDataError:
                 self._cache.drop(data_hash, "was damaged")
         remote = self._find_remote()
-        body = remote.store.read(remote.key(data_hash))
+        body = aside(lambda: remote.store.read(remote.key(data_hash)))
         files = parse_list(body, self._reference)
         self._cache.add(data_hash, body)
         return files
 
     def _find_remote(self) -> Remote:
         if self._remote is None:
-            self._remote = find_remote(self._store, self._reference, self._options.layouts)
+            self._remote = aside(
+                lambda: find_remote(self._store, self._reference, self._options.layouts)
+            )
         return self._remote
 
     def _verify(self, files: Sequence[DataFile]) -> None:
