@@ -27,6 +27,7 @@ ANSWER_SECONDS = 60
 PART_ANSWER_SECONDS = 180
 _PARTS_AT_ONCE = 4
 _READ_BYTES = 1 << 20
+_BLOCK_BYTES = 256 << 10  # which a core's cache holds
 _CODE = re.compile(r"<Code>(\w+)</Code>|\(code: (\w+)\)$")  # the second of one key among many
 _MISSING = {"NoSuchKey", "NoSuchBucket"}
 _REFUSED = {
@@ -141,35 +142,26 @@ class ObjectStore:
         with self._errors(key):
             return int(obstore.head(self._store, key)["size"])
 
-    def read_part(self, key: str, start: int, length: int) -> "obstore.Bytes":
-        """Return some of an object's bytes.
+    def blocks(
+        self, key: str, start: int = 0, length: int | None = None
+    ) -> "Iterator[obstore.Bytes]":
+        """Yield an object's bytes, in blocks.
 
         Args:
             key: The object.
             start: The first of them.
-            length: How many.
+            length: How many; None: all, and then `start` is 0.
 
         Raises:
             ObjectNotFoundError: There is no such object.
             NoRangesError: The server cannot: `rclone serve s3` 1.75 sends the part with status 200,
                 which the library takes for the whole object.
-            BrokenObjectError: It breaks off, or ends before.
-        """
-        with self._errors(key):
-            part = obstore.get_range(self._patient_store, key, start=start, length=length)
-        if len(part) != length:
-            raise BrokenObjectError(f"{self.uri(key)}: is shorter than {start + length} bytes")
-        return part
-
-    def blocks(self, key: str) -> "Iterator[obstore.Bytes]":
-        """Yield an object's bytes, in blocks.
-
-        Raises:
-            ObjectNotFoundError: There is no such object.
             BrokenObjectError: It breaks off.
         """
+        options: obstore.GetOptions = {} if length is None else {"range": (start, start + length)}
         with self._errors(key):
-            yield from obstore.get(self._store, key).stream(min_chunk_size=_READ_BYTES)
+            found = obstore.get(self._store, key, options=options)
+            yield from found.stream(min_chunk_size=_BLOCK_BYTES)
 
     def write(self, key: str, body: bytes) -> None:
         """Write an object whole."""

@@ -2,19 +2,21 @@
 
 Small objects are read by many threads, one request each: measured with 10,000 of 20 kB, threads
 take the same time as obstore's asynchronous interface and less of the processor, and are simpler.
-A large one is read in parts by several threads at once; its hash and the file grow in order, so
-that what an interrupted fetch has left is a beginning, from which the next one goes on.
+A large one is read in parts by several threads, which write them at their places, and hashed in
+order meanwhile. Parts are never far ahead of the hash, so that an interrupted fetch leaves all but
+the last ones of what it has written, and the next one goes on from there.
 """
 
 import fcntl
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from typing import Protocol
+from queue import Queue
+from typing import TYPE_CHECKING, Protocol
 
 from mlops.data.cache import DataCache, seal
 from mlops.data.content import DamagedDataError, DataFile
@@ -22,11 +24,14 @@ from mlops.data.parallel import in_parallel
 from mlops.data.remote import THREADS, Remote
 from mlops.storage import BrokenObjectError, NoRangesError
 
+if TYPE_CHECKING:
+    import obstore
+
 WHOLE_BYTES = 1 << 20  # an object up to here is one request and one block of memory
 LARGE_BYTES = 32 << 20  # from here on it is read in parts
 PART_BYTES = 8 << 20
-_PARTS_AT_ONCE = 8
-_BLOCK_BYTES = 1 << 20
+_PARTS_AT_ONCE = 4
+_BLOCK_BYTES = 256 << 10
 _ATTEMPTS = 3  # at an object whose transfer breaks off
 
 
@@ -98,10 +103,11 @@ class Fetch:
         temporary = Path(self._cache.temporary(file.md5))
         digest = hashlib.md5(usedforsecurity=False)
         try:
-            with self._cache.errors(), temporary.open("wb", buffering=0) as target:
+            with self._cache.errors(), temporary.open("wb") as target:
                 for block in self._remote.store.blocks(self._remote.key(file.md5)):
                     digest.update(block)
-                    _write(target.fileno(), memoryview(block))
+                    target.write(block)
+                target.flush()
                 self._check(file, digest.hexdigest(), temporary)
                 seal(target.fileno())
             self._cache.admit(str(temporary), file.md5)
@@ -116,10 +122,11 @@ class Fetch:
             digest, resumed = self._fetch_rest(file, size, descriptor)
             if resumed and digest != file.md5:
                 # It may be the beginning that is wrong: the host may have lost power meanwhile.
-                self._restart(descriptor)
+                self._progress.advance(0, -size)
+                os.ftruncate(descriptor, 0)
                 digest, _ = self._fetch_rest(file, size, descriptor)
             if digest != file.md5 and not self._is_of_old_dvc(_blocks(descriptor), file.md5):
-                self._restart(descriptor)
+                os.ftruncate(descriptor, 0)
                 raise self._damaged(file, digest)
             seal(descriptor)
             self._cache.admit(str(self._cache.partial(file.md5)), file.md5)
@@ -143,63 +150,102 @@ class Fetch:
         Returns:
             The hash of all of it, and whether some of it was there before.
         """
-        with self._cache.errors():
-            if os.fstat(descriptor).st_size > size:
-                os.ftruncate(descriptor, 0)
         digest = hashlib.md5(usedforsecurity=False)
-        begun = 0
+        begun = self._keep_beginning(descriptor, size)
         for known in _blocks(descriptor):
             digest.update(known)
-            begun += len(known)
             self._progress.advance(0, len(known))
         try:
-            for part in self._parts(file, begun, size):
-                self._take(part, descriptor, digest)
+            parts = self._parts(file, begun, size, descriptor)
+            self._hash(parts, begun, descriptor, digest)
         except NoRangesError:
             # Then all of it is read in one stream, by which nothing can be gone on with.
-            self._restart(descriptor)
+            self._progress.advance(0, -begun)
             begun, digest = 0, hashlib.md5(usedforsecurity=False)
-            for block in self._remote.store.blocks(self._remote.key(file.md5)):
-                self._take(memoryview(block), descriptor, digest)
+            with self._cache.errors():
+                os.ftruncate(descriptor, 0)
+            self._hash(self._stream(file, descriptor), 0, descriptor, digest)
         return digest.hexdigest(), begun > 0
 
-    def _restart(self, descriptor: int) -> None:
-        """Throw away what has come of a large file."""
+    def _keep_beginning(self, descriptor: int, size: int) -> int:
+        """Cut off what may have gaps of an interrupted fetch, and return the bytes that stay."""
+        written = os.fstat(descriptor).st_size
+        whole_parts = max(0, -(-written // PART_BYTES) - _PARTS_AT_ONCE)
+        begun = whole_parts * PART_BYTES if written <= size else 0
         with self._cache.errors():
-            self._progress.advance(0, -os.fstat(descriptor).st_size)
-            os.ftruncate(descriptor, 0)
-            os.lseek(descriptor, 0, os.SEEK_SET)
+            os.ftruncate(descriptor, begun)
+        return begun
 
-    def _parts(self, file: DataFile, begun: int, size: int) -> Iterator[memoryview]:
-        """Yield the parts of an object from some byte on, in order; several are on their way."""
-        key = self._remote.key(file.md5)
+    def _hash(
+        self, ends: Generator[int], start: int, descriptor: int, digest: "hashlib._Hash"
+    ) -> None:
+        """Hash a file that grows, from the system's memory of what was just written."""
+        with closing(ends):  # nobody writes any more when this is left
+            for end in ends:
+                while start < end:
+                    block = os.pread(descriptor, min(_BLOCK_BYTES, end - start), start)
+                    digest.update(block)
+                    start += len(block)
+                    self._progress.advance(0, len(block))
+
+    def _parts(self, file: DataFile, begun: int, size: int, descriptor: int) -> Generator[int]:
+        """Write an object in parts, several at once; yield up to where there is no gap."""
         pool = ThreadPoolExecutor(_PARTS_AT_ONCE)
-        coming: deque[Future[memoryview]] = deque()
-
-        def read(start: int) -> memoryview:
-            length = min(PART_BYTES, size - start)
-            for _ in range(_ATTEMPTS - 1):
-                try:
-                    return memoryview(self._remote.store.read_part(key, start, length))
-                except BrokenObjectError:
-                    continue
-            return memoryview(self._remote.store.read_part(key, start, length))
-
+        coming: deque[Future[int]] = deque()
         try:
             for start in range(begun, size, PART_BYTES):
-                coming.append(pool.submit(read, start))
                 if len(coming) == _PARTS_AT_ONCE:
                     yield coming.popleft().result()
+                length = min(PART_BYTES, size - start)
+                coming.append(pool.submit(self._write_part, file, start, length, descriptor))
             while coming:
                 yield coming.popleft().result()
         finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+            pool.shutdown(cancel_futures=True)
 
-    def _take(self, part: memoryview, descriptor: int, digest: "hashlib._Hash") -> None:
-        digest.update(part)
+    def _write_part(self, file: DataFile, start: int, length: int, descriptor: int) -> int:
+        """Write a part of an object, and return where it ends."""
+        for _ in range(_ATTEMPTS - 1):
+            with suppress(BrokenObjectError):
+                return self._try_part(file, start, length, descriptor)
+        return self._try_part(file, start, length, descriptor)
+
+    def _try_part(self, file: DataFile, start: int, length: int, descriptor: int) -> int:
+        at = start
+        for block in self._remote.store.blocks(self._remote.key(file.md5), start, length):
+            self._write(descriptor, block, at)
+            at += len(block)
+        if at != start + length:
+            raise BrokenObjectError(f"{self._remote.uri(file.md5)}: ends after {at} bytes")
+        return at
+
+    def _stream(self, file: DataFile, descriptor: int) -> Generator[int]:
+        """Write an object in order; yield up to where it is written, while more is coming."""
+        blocks = self._remote.store.blocks(self._remote.key(file.md5))
+        ends: Queue[int | None] = Queue()
+
+        def write() -> None:
+            at = 0
+            try:
+                for block in blocks:
+                    self._write(descriptor, block, at)
+                    at += len(block)
+                    ends.put(at)
+            finally:
+                ends.put(None)
+
+        with ThreadPoolExecutor(1) as pool:
+            writing = pool.submit(write)
+            while (end := ends.get()) is not None:
+                yield end
+            writing.result()
+
+    def _write(self, descriptor: int, block: "obstore.Bytes", at: int) -> None:
+        data = memoryview(block)
         with self._cache.errors():
-            _write(descriptor, part)
-        self._progress.advance(0, len(part))
+            while data:
+                written = os.pwrite(descriptor, data, at)
+                data, at = data[written:], at + written
 
     def _check(self, file: DataFile, digest: str, written: Path) -> None:
         if digest == file.md5:
@@ -234,11 +280,6 @@ def unique(files: Sequence[DataFile], hashes: Iterable[str]) -> list[DataFile]:
 
 def _md5(body: bytes) -> str:
     return hashlib.md5(body, usedforsecurity=False).hexdigest()
-
-
-def _write(descriptor: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 def _blocks(descriptor: int) -> Iterator[bytes]:
