@@ -56,7 +56,7 @@ def pull(reference: str, to: str | os.PathLike[str]) -> Path:
             stderr=subprocess.PIPE,
             encoding="utf-8",
             errors="replace",
-            env={**os.environ, "MLOPS_DATA_CALLER": "stdin"},
+            env=_environment(),
         )
     except OSError as error:
         os.close(its)
@@ -75,6 +75,19 @@ def pull(reference: str, to: str | os.PathLike[str]) -> Path:
         raise DataError(message or f"`mlops data pull {reference}` ended with {child.returncode}")
     _note_in_mlflow(reference)
     return Path(json.loads(report)["path"])
+
+
+def _environment() -> dict[str, str]:
+    """Return the child's environment, in which it imports nothing of the flow's."""
+    environment = {
+        **os.environ,
+        "MLOPS_DATA_CALLER": "stdin",
+        "PYTHONSAFEPATH": "1",  # the current folder may hold a `json.py`
+    }
+    if os.environ.get("MLOPS_DATA_PYTHON"):  # an interpreter with packages of its own
+        for name in ("PYTHONHOME", "PYTHONPATH"):
+            environment.pop(name, None)
+    return environment
 
 
 def _follow(child: subprocess.Popen[str]) -> tuple[str, str]:

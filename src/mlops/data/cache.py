@@ -152,12 +152,11 @@ class DataCache:
     def in_use(self, data_hash: str) -> Iterator[None]:
         """Hold the cache: nothing is removed meanwhile. Notes that this data is used now."""
         with self.errors():
-            use = self._use(data_hash)
-            use.touch()
             descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
         try:
             with self.errors():
                 fcntl.flock(descriptor, fcntl.LOCK_SH)
+                self._use(data_hash).touch()
             yield
         finally:
             os.close(descriptor)

@@ -52,7 +52,8 @@ class PullProgress:
         """Show what is to come."""
         self._all_files, self._all_bytes = files, size
         if not sys.stderr.isatty():
-            self._say(f"downloading {self._name}: {files:,} files, {_megabytes(size)} MB")
+            counted = f"{files:,} file{'' if files == 1 else 's'}"
+            self._say(f"downloading {self._name}: {counted}, {_megabytes(size)} MB")
             return
         from rich import progress as bars
         from rich.console import Console

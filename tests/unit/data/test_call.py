@@ -71,12 +71,25 @@ def test_missing_interpreter_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyP
         pull("s3://x/y@" + "0" * 32, tmp_path / "data")
 
 
+def test_modules_of_the_flow_are_not_taken(
+    remote: DvcRemote, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What lies in the flow's folder or on its path does not get into the child."""
+    for name in ("here", "path"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "json.py").write_text("raise SystemExit('not this one')")
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
+    monkeypatch.setenv("MLOPS_DATA_PYTHON", sys.executable)
+    assert pull(str(remote.put(b"1")), "data") == tmp_path / "here" / "data"
+
+
 def test_progress_is_handed_on(
     remote: DvcRemote, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """What the child tells of its progress is on this process's stderr."""
     pull(str(remote.put_folder({"a": b"1"})), tmp_path / "data")
-    assert "data: downloading data: 1 files" in capfd.readouterr().err
+    assert "data: downloading data: 1 file," in capfd.readouterr().err
 
 
 def test_call_needs_nothing_but_python_3_9() -> None:
