@@ -2,11 +2,13 @@
 
 import datetime as dt
 import hashlib
+import http.client
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
+from urllib.parse import urlsplit
 
 import obstore
 from obstore.exceptions import BaseError
@@ -28,6 +30,7 @@ PART_ANSWER_SECONDS = 180
 _PARTS_AT_ONCE = 4
 _READ_BYTES = 1 << 20
 _BLOCK_BYTES = 256 << 10  # which a core's cache holds
+_SIGNED_FOR = dt.timedelta(hours=1)
 _CODE = re.compile(r"<Code>(\w+)</Code>|\(code: (\w+)\)$")  # the second of one key among many
 _MISSING = {"NoSuchKey", "NoSuchBucket"}
 _REFUSED = {
@@ -47,8 +50,11 @@ class BrokenObjectError(MlopsError):
     """The server knows the object and cannot send all of it."""
 
 
-class NoRangesError(MlopsError):
-    """The server does not send parts of objects as it should; whole ones, it does."""
+class _WholePartError(MlopsError):
+    """The server sends a part of an object with the status of a whole one.
+
+    That of `rclone serve s3` 1.75 does, and the library refuses it.
+    """
 
 
 class StoredObject(NamedTuple):
@@ -88,6 +94,7 @@ class ObjectStore:
         self._identity = _Identity(settings)
         self._store = self._open(ANSWER_SECONDS)
         self._patient_store = self._open(PART_ANSWER_SECONDS)
+        self._is_part_whole = False  # see _WholePartError
 
     def _open(self, answer_seconds: int) -> S3Store:
         return S3Store(
@@ -144,8 +151,8 @@ class ObjectStore:
 
     def blocks(
         self, key: str, start: int = 0, length: int | None = None
-    ) -> "Iterator[obstore.Bytes]":
-        """Yield an object's bytes, in blocks.
+    ) -> "Iterator[obstore.Bytes | memoryview]":
+        """Yield an object's bytes, in blocks, each good until the next one.
 
         Args:
             key: The object.
@@ -154,14 +161,43 @@ class ObjectStore:
 
         Raises:
             ObjectNotFoundError: There is no such object.
-            NoRangesError: The server cannot: `rclone serve s3` 1.75 sends the part with status 200,
-                which the library takes for the whole object.
             BrokenObjectError: It breaks off.
         """
-        options: obstore.GetOptions = {} if length is None else {"range": (start, start + length)}
+        if length is None:
+            with self._errors(key):
+                yield from obstore.get(self._store, key).stream(min_chunk_size=_BLOCK_BYTES)
+            return
+        if not self._is_part_whole:
+            try:
+                with self._errors(key):
+                    part = obstore.get(self._store, key, options={"range": (start, start + length)})
+                    yield from part.stream(min_chunk_size=_BLOCK_BYTES)
+            except _WholePartError:
+                self._is_part_whole = True
+            else:
+                return
+        yield from self._signed_blocks(key, start, length)
+
+    def _signed_blocks(self, key: str, start: int, length: int) -> Iterator[memoryview]:
+        """Yield some of an object's bytes without the library, which refuses this server's way."""
         with self._errors(key):
-            found = obstore.get(self._store, key, options=options)
-            yield from found.stream(min_chunk_size=_BLOCK_BYTES)
+            url = urlsplit(obstore.sign(self._store, "GET", key, _SIGNED_FOR))
+        kind = http.client.HTTPSConnection if url.scheme == "https" else http.client.HTTPConnection
+        connection = kind(url.hostname or "", url.port, timeout=ANSWER_SECONDS)
+        buffer = memoryview(bytearray(_BLOCK_BYTES))
+        wanted = {"Range": f"bytes={start}-{start + length - 1}"}
+        try:
+            connection.request("GET", f"{url.path}?{url.query}", headers=wanted)
+            answer = connection.getresponse()
+            if not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+                message = answer.read(_BLOCK_BYTES).decode(errors="replace")
+                raise self._explained(f"Server returned {answer.status}: {message}", key)
+            while count := answer.readinto(buffer):
+                yield buffer[:count]
+        except (OSError, http.client.HTTPException) as error:
+            raise self._explained(str(error) or type(error).__name__, key) from error
+        finally:
+            connection.close()
 
     def write(self, key: str, body: bytes) -> None:
         """Write an object whole."""
@@ -256,7 +292,7 @@ class ObjectStore:
                 "with Compose, <ROLE>_S3_... in .env",
             )
         if "non-partial response" in message:
-            return NoRangesError(f"{self.uri(key)}: {self._endpoint} does not send parts of it")
+            return _WholePartError(self.uri(key))
         if "response body error" in message:
             return BrokenObjectError(f"{self.uri(key)}: {self._endpoint} cannot send all of it")
         if code or "Server returned" in message:

@@ -105,7 +105,8 @@ def pull(
 
 def _refuse_parents(target: Path, cache: DataCache) -> None:
     """Refuse a place that others live in."""
-    for lived_in in (Path.cwd(), Path.home(), cache.root):
+    home = os.path.expanduser("~")  # noqa: PTH111  # Path's fails where there is none
+    for lived_in in (Path.cwd(), Path(home), cache.root):
         if lived_in.resolve().is_relative_to(target.resolve()):
             raise UsageError(
                 f"{target}: {lived_in} lies in it; data gets a place of its own",

@@ -15,14 +15,13 @@ from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
-from queue import Queue
 from typing import TYPE_CHECKING, Protocol
 
 from mlops.data.cache import DataCache, seal
 from mlops.data.content import DamagedDataError, DataFile
 from mlops.data.parallel import in_parallel
 from mlops.data.remote import THREADS, Remote
-from mlops.storage import BrokenObjectError, NoRangesError
+from mlops.storage import BrokenObjectError
 
 if TYPE_CHECKING:
     import obstore
@@ -155,16 +154,8 @@ class Fetch:
         for known in _blocks(descriptor):
             digest.update(known)
             self._progress.advance(0, len(known))
-        try:
-            parts = self._parts(file, begun, size, descriptor)
-            self._hash(parts, begun, descriptor, digest)
-        except NoRangesError:
-            # Then all of it is read in one stream, by which nothing can be gone on with.
-            self._progress.advance(0, -begun)
-            begun, digest = 0, hashlib.md5(usedforsecurity=False)
-            with self._cache.errors():
-                os.ftruncate(descriptor, 0)
-            self._hash(self._stream(file, descriptor), 0, descriptor, digest)
+        parts = self._parts(file, begun, size, descriptor)
+        self._hash(parts, begun, descriptor, digest)
         return digest.hexdigest(), begun > 0
 
     def _keep_beginning(self, descriptor: int, size: int) -> int:
@@ -219,28 +210,7 @@ class Fetch:
             raise BrokenObjectError(f"{self._remote.uri(file.md5)}: ends after {at} bytes")
         return at
 
-    def _stream(self, file: DataFile, descriptor: int) -> Generator[int]:
-        """Write an object in order; yield up to where it is written, while more is coming."""
-        blocks = self._remote.store.blocks(self._remote.key(file.md5))
-        ends: Queue[int | None] = Queue()
-
-        def write() -> None:
-            at = 0
-            try:
-                for block in blocks:
-                    self._write(descriptor, block, at)
-                    at += len(block)
-                    ends.put(at)
-            finally:
-                ends.put(None)
-
-        with ThreadPoolExecutor(1) as pool:
-            writing = pool.submit(write)
-            while (end := ends.get()) is not None:
-                yield end
-            writing.result()
-
-    def _write(self, descriptor: int, block: "obstore.Bytes", at: int) -> None:
+    def _write(self, descriptor: int, block: "obstore.Bytes | memoryview", at: int) -> None:
         data = memoryview(block)
         with self._cache.errors():
             while data:

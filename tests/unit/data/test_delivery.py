@@ -63,7 +63,7 @@ def test_file_of_any_size_comes(remote: DvcRemote, host: Host, tmp_path: Path, s
 
 @pytest.mark.parametrize("ranges", [True, False])
 def test_large_file_goes_on(remote: DvcRemote, host: Host, tmp_path: Path, ranges: bool) -> None:
-    """An interrupted large file goes on before its gaps; from a server without parts, anew."""
+    """An interrupted large file goes on before its gaps, whichever status parts are sent with."""
     reference = remote.put(BIG)
     with (
         FaultProxy(host.url, healthy_requests=4, partial_status=ranges) as broken,
@@ -77,8 +77,8 @@ def test_large_file_goes_on(remote: DvcRemote, host: Host, tmp_path: Path, range
     partial.write_bytes(BIG[: 3 * PART_BYTES] + bytes(2 * PART_BYTES) + BIG[5 * PART_BYTES :][:9])
     with FaultProxy(host.url, partial_status=ranges) as proxy:
         host.pull(reference, tmp_path / "big", url=proxy.url)
-        if ranges:
-            assert len(data_requests(proxy)) == 4  # all but the two before the window
+        # All but the two parts before the window; each that is at first refused, once more.
+        assert len(data_requests(proxy)) in ({4} if ranges else range(5, 9))
     assert (tmp_path / "big").read_bytes() == BIG
     assert not partial.exists()
 
