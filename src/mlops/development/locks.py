@@ -37,6 +37,7 @@ PACKAGES = {  # of the locks that are no extra of ours
 NAMES = (UNION, *ROLES, BOOTSTRAP, BUILD, FLOW_DEFAULT, EXPERIMENTER, TORCH)
 # Examples whose pins follow the locks, so that their packages are in uv's cache already.
 PINNED_EXAMPLES = (
+    "dev-projects/green_taxi/requirements.txt",
     "flows/digits/requirements.txt",
     "src/mlops/experimenter/new_project/requirements.txt",
 )
