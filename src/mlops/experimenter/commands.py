@@ -65,9 +65,9 @@ def run_in_project(
     The project is the one that this folder lies in. Where dvc is not installed, as on a checkout,
     the packages of requirements.txt are put into its .venv first.
     """
-    from mlops.experimenter.packages import find_project, replace_process
+    from mlops.experimenter.packages import find_project, run
 
-    replace_process(find_project(Path.cwd()), command)
+    raise typer.Exit(run(find_project(Path.cwd()), command))
 
 
 @app.command("to-flow")

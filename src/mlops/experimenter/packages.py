@@ -5,9 +5,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NoReturn
 
 from mlops.errors import MlopsError
+from mlops.experimenter.transfers import find_transfer, run_transfer
 from mlops.uv_program import find_uv
 
 
@@ -25,8 +25,13 @@ def find_project(place: Path) -> Path:
     )
 
 
-def replace_process(project: Path, command: list[str]) -> NoReturn:
-    """Become a command that finds the project's packages.
+def run(project: Path, command: list[str]) -> int:
+    """Run a command that finds the project's packages.
+
+    This process becomes the command, unless that moves data: then there is more to say.
+
+    Returns:
+        The exit code of a command that moves data; others do not return.
 
     Args:
         project: The project's folder.
@@ -43,6 +48,8 @@ def replace_process(project: Path, command: list[str]) -> NoReturn:
         environment["PATH"] = f"{venv / 'bin'}{os.pathsep}{environment.get('PATH', os.defpath)}"
     sys.stdout.flush()
     try:
+        if remote := find_transfer(project, command):
+            return run_transfer(remote, command, environment)
         os.execvpe(command[0], command, environment)  # noqa: S606  # what the user asks for
     except OSError as error:
         raise MlopsError(f"{command[0]}: {error.strerror}") from None
