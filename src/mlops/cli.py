@@ -45,11 +45,7 @@ def _use_local_platform(context: typer.Context) -> None:
     local = _local_platform()
     if local is None:
         return
-    from mlops.local.home import flow_dir
-
-    checkout_flows = local.mlops_checkout / "flows" if local.mlops_checkout else None
-    if folder := flow_dir(local.mlops_home) or checkout_flows:
-        os.environ.setdefault("FLOW_DIR", str(folder))
+    _set_flow_dir(local)
     if context.invoked_subcommand in _WITHOUT_SERVERS:
         return
     # Only the one that removes old code has the key to it.
@@ -63,6 +59,7 @@ def _use_local_platform_for_experiments() -> None:
     On a checkout at the embedded platform, unless PREFECT_API_URL names another.
     """
     if local := _local_platform():
+        _set_flow_dir(local)
         _act_as("experimenter", local)
 
 
@@ -82,6 +79,15 @@ def _local_platform() -> "LocalSettings | None":
     from mlops.settings import LocalSettings
 
     return LocalSettings.from_environment()
+
+
+def _set_flow_dir(local: "LocalSettings") -> None:
+    """Let flow folders be where the embedded platform's scheduler looks, unless it is said."""
+    from mlops.local.home import flow_dir
+
+    checkout_flows = local.mlops_checkout / "flows" if local.mlops_checkout else None
+    if folder := flow_dir(local.mlops_home) or checkout_flows:
+        os.environ.setdefault("FLOW_DIR", str(folder))
 
 
 def _act_as(role: ClientRole, local: "LocalSettings") -> None:

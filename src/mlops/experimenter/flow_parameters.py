@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from mlops.errors import MlopsError
-from mlops.experimenter.pipeline import PARAMS, Pipeline
-from mlops.experimenter.stage import Stage
+from mlops.experimenter.pipeline import Pipeline
+from mlops.experimenter.stage import PARAMS, Stage
 
 # What the flow's file itself uses; see flow_source.py.
 _TAKEN = frozenset(

@@ -14,9 +14,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from mlops.data.dvc_files import LOCK_NAME, PIPELINE_NAME, SUFFIX
 from mlops.data.project import DvcProject, ReferredOutput
 from mlops.errors import MlopsError
-from mlops.experimenter.stage import DvcPart, Stage, interpolate, split_at_variables, value_at
+from mlops.experimenter.stage import (
+    PARAMS,
+    DvcPart,
+    Stage,
+    interpolate,
+    split_at_variables,
+    value_at,
+)
 
-PARAMS = "params.yaml"
 _TEMPLATES = {"do", "foreach", "matrix"}
 _Model = TypeVar("_Model", bound=BaseModel)
 

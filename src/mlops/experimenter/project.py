@@ -12,16 +12,15 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
+from mlops.data.dvc_config import CONFIG, DvcConfig
+from mlops.data.dvc_files import LOCK_NAME, SUFFIX
 from mlops.errors import MlopsError
 from mlops.experimenter.git import run_git, source_files, try_git
-from mlops.experimenter.remote import CONFIG, read_remote
 
 TEMPLATE = Path(__file__).with_name("new_project")
 # As the template writes them.
 _NAME = "my-project"
 _BUCKET = "my-bucket"
-# Says which data and models another project had; a new one has made none yet.
-_LOCK = "dvc.lock"
 _TEXTS = {".ipynb", ".md", ".py", ".yaml", ".yml"}  # in which another project's name is looked for
 # The project's name is a folder, an MLflow experiment and a prefix in S3, and is typed in shells.
 _GOOD_NAME = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]{0,61}[A-Za-z0-9])?", re.ASCII)
@@ -148,7 +147,7 @@ def _files() -> list[Path]:
 
 def _copy(template: Path, made: Path) -> None:
     for path in source_files(template):
-        if path.name != _LOCK:
+        if path.name != LOCK_NAME:  # a new one has made nothing yet
             (made / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(template / path, made / path, follow_symlinks=False)
 
@@ -158,18 +157,22 @@ def _rename(made: Path, template: Path, name: str, url: str) -> list[Path]:
 
     The other's name may be a common word: only in titles and where an experiment is spoken of.
     """
+    old_url = _url_of(template)
+    old_name = old_url.rpartition("/")[2] or template.name
     places = re.compile(
         rf"""^(?P<before>[ ]*"?\#[ ]|.*experiment.*?["'`])  # a title, or the start of a quotation
-        {re.escape(_name_of(template))}
+        {re.escape(old_name)}
         (?P<after>(\\?["'`]|\\n").*)?$""",
         re.VERBOSE | re.IGNORECASE | re.MULTILINE,
     )
-    old_url = _url_of(template)
     renamed = []
     for path in source_files(made):
         if path.suffix not in _TEXTS:
             continue
-        text = (made / path).read_text(encoding="utf-8")
+        try:
+            text = (made / path).read_text(encoding="utf-8")
+        except UnicodeDecodeError:
+            continue
         changed = places.sub(lambda found: f"{found['before']}{name}{found['after'] or ''}", text)
         changed = re.sub(rf"{re.escape(old_url)}\b", url, changed) if old_url else changed
         if changed != text:
@@ -182,30 +185,22 @@ def _set_remote(made: Path, template: Path, url: str) -> str | None:
     """Let the data go elsewhere; return the name of the old remote where data is left there."""
     config = made / CONFIG
     old_url = _url_of(template)
-    if not old_url:
+    line = re.compile(rf"(url\s*=\s*){re.escape(old_url)}/*\s*$", re.MULTILINE)
+    config.write_text(line.sub(rf"\g<1>{url}", config.read_text(encoding="utf-8")), "utf-8")
+    if _url_of(made) != url:  # the other's is none in S3, or is written elsewhere
         text = (TEMPLATE / CONFIG).read_text(encoding="utf-8")
         config.write_text(text.replace(f"s3://{_BUCKET}/{_NAME}", url), encoding="utf-8")
+    if not old_url or not any(path.suffix == SUFFIX for path in source_files(made)):
         return None
-    text = config.read_text(encoding="utf-8")
-    line = re.compile(rf"(url\s*=\s*){re.escape(old_url)}\s*$", re.MULTILINE)
-    text = line.sub(rf"\g<1>{url}", text)
-    has_data = any(path.suffix == ".dvc" for path in source_files(made))
-    if has_data:
-        text = f"{text.rstrip()}\n['remote \"{_OLD_REMOTE}\"']\n    url = {old_url}\n"
-    config.write_text(text.rstrip() + "\n", encoding="utf-8")
-    return _OLD_REMOTE if has_data else None
-
-
-def _name_of(project: Path) -> str:
-    try:
-        return read_remote(project).project_name
-    except MlopsError:
-        return project.name
+    with config.open("a", encoding="utf-8") as file:
+        file.write(f"['remote \"{_OLD_REMOTE}\"']\n    url = {old_url}\n")
+    return _OLD_REMOTE
 
 
 def _url_of(project: Path) -> str:
+    """Return where a project's data goes; empty: nowhere in S3."""
     try:
-        return read_remote(project).url
+        return "s3://{}/{}".format(*DvcConfig(project).remote(None))
     except MlopsError:
         return ""
 

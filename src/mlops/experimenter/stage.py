@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from mlops.errors import MlopsError
 
+PARAMS = "params.yaml"
 _VARIABLE = re.compile(r"\$\{\s*([\w.-]+)\s*\}")
 
 

@@ -17,7 +17,8 @@ from mlops.errors import MlopsError
 from mlops.experimenter.flow_parameters import data_parameters, value_parameters
 from mlops.experimenter.flow_source import FLOW_FILE, python_text, yaml_text
 from mlops.experimenter.git import source_files, try_git
-from mlops.experimenter.pipeline import PARAMS, Pipeline, read_pipeline
+from mlops.experimenter.pipeline import Pipeline, read_pipeline
+from mlops.experimenter.stage import PARAMS
 from mlops.experimenter.stage_choice import StageChoice, choose_stages
 from mlops.settings import S3Settings
 from mlops.storage import ObjectNotFoundError, ObjectStore

@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from mlops.data.dvc_config import DvcConfig, RemotePlace
 from mlops.errors import MlopsError
-from mlops.experimenter.remote import Remote, read_remote
 from mlops.settings import S3Settings
 from mlops.storage import ObjectStore
 
@@ -17,7 +17,7 @@ _COMMANDS = {"fetch", "pull", "push"}
 _OTHER_REMOTE = ("-r", "--remote")
 
 
-def find_transfer(project: Path, command: Sequence[str]) -> Remote | None:
+def find_transfer(project: Path, command: Sequence[str]) -> RemotePlace | None:
     """Return the remote that a command of DVC sends data to or gets it from.
 
     Returns:
@@ -29,12 +29,14 @@ def find_transfer(project: Path, command: Sequence[str]) -> Remote | None:
     if any(word.startswith(_OTHER_REMOTE) for word in command):
         return None
     try:
-        return read_remote(project)
+        return DvcConfig(project).remote(None)
     except MlopsError:
         return None  # DVC's to say
 
 
-def run_transfer(remote: Remote, command: Sequence[str], environment: Mapping[str, str]) -> int:
+def run_transfer(
+    remote: RemotePlace, command: Sequence[str], environment: Mapping[str, str]
+) -> int:
     """Run the command and return its exit code.
 
     Raises:
@@ -56,9 +58,9 @@ def run_transfer(remote: Remote, command: Sequence[str], environment: Mapping[st
     return code if code >= 0 else 128 - code  # as a shell says that a signal ended it
 
 
-def _ask(store: ObjectStore, remote: Remote) -> None:
+def _ask(store: ObjectStore, remote: RemotePlace) -> None:
     """Look into the remote, which takes an answer and a key that is good."""
-    next(iter(store.objects(remote.prefix)), None)
+    next(iter(store.objects(remote.path)), None)
 
 
 def _wait(process: "subprocess.Popen[bytes]") -> int:
