@@ -3,6 +3,7 @@
 Read without DVC, whose own import takes seconds and which a checkout does not have.
 """
 
+import re
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -133,13 +134,18 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 class _PlainLoader(yaml.SafeLoader):
-    """Leaves dates as they are written."""
+    """Leaves dates as they are written, and takes 1e-3 for a number, as DVC and flow.yaml do."""
 
 
 _PlainLoader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in found if tag != "tag:yaml.org,2002:timestamp"]
     for first, found in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
+_PlainLoader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)[eE][-+]?[0-9]+$"),
+    list("-+.0123456789"),
+)
 
 
 def _parse(path: Path, model: type[_Model], content: Any, prefix: str = "") -> _Model:

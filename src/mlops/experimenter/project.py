@@ -185,7 +185,7 @@ def _set_remote(made: Path, template: Path, url: str) -> str | None:
     """Let the data go elsewhere; return the name of the old remote where data is left there."""
     config = made / CONFIG
     old_url = _url_of(template)
-    line = re.compile(rf"(url\s*=\s*){re.escape(old_url)}/*\s*$", re.MULTILINE)
+    line = re.compile(rf"(url\s*=\s*){re.escape(old_url)}/*[ \t]*$", re.MULTILINE)
     config.write_text(line.sub(rf"\g<1>{url}", config.read_text(encoding="utf-8")), "utf-8")
     if _url_of(made) != url:  # the other's is none in S3, or is written elsewhere
         text = (TEMPLATE / CONFIG).read_text(encoding="utf-8")

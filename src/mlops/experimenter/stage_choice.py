@@ -63,12 +63,12 @@ def choose_stages(pipeline: Pipeline, chosen: Sequence[str] = ()) -> StageChoice
 
 
 def _raw_data(pipeline: Pipeline) -> tuple[str, ...]:
-    kept = pipeline.kept
+    made = [path for stage in pipeline.stages.values() for path in stage.paths]
     return (
         *(
             path
             for stage in pipeline.stages.values()
-            if stage.frozen or not _meet(stage.needs, kept)
+            if stage.frozen or not _meet(stage.needs, [*made, *pipeline.added])
             for path in stage.cached_paths
         ),
         *pipeline.added,
