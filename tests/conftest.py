@@ -22,7 +22,13 @@ from memory_cgroups import make_memory_cgroup
 
 from mlops.uv_program import find_uv
 
-pytest_plugins = ["distribution", "stacks.images", "stacks.fixtures", "stacks.hosts"]
+pytest_plugins = [
+    "distribution",
+    "embedded.projects",
+    "stacks.images",
+    "stacks.fixtures",
+    "stacks.hosts",
+]
 
 
 def _apt() -> str:

@@ -1,6 +1,8 @@
 """An experiment project on a checkout: from the template to data that somebody else pulls."""
 
 import json
+import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -8,46 +10,26 @@ from pathlib import Path
 import pytest
 from embedded.conftest import Platform
 from embedded.flow_folders import Servers
+from embedded.projects import Projects, clone, commit, files_below
+from fault_proxy import FaultProxy, Request
 
 pytestmark = [pytest.mark.requires("package-index"), pytest.mark.timeout(600)]
 NAME = "first-day"
 
 
-def run_in(folder: Path, platform: Platform, *command: str) -> str:
-    """Run a command with the packages of the project in a folder, as its user would."""
-    done = subprocess.run(
-        [sys.executable, "-m", "mlops", "project", "exec", *command],
-        cwd=folder,
-        env=platform.environment(),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr + done.stdout
-    return done.stdout
-
-
-def commit(folder: Path, message: str) -> None:
-    for arguments in (["add", "--all"], ["commit", "--quiet", "--message", message]):
-        subprocess.run(["git", *arguments], cwd=folder, check=True)
-
-
-def files_below(folder: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(folder)): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
-
-
 @pytest.fixture(scope="module")
-def project(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def project(projects: Projects, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A project from the template whose pipeline ran, was committed and pushed."""
     parent = tmp_path_factory.mktemp("projects")
-    made = platform.cli("project", "new", NAME, "--in", str(parent), "--json")
+    made = projects.platform.cli("project", "new", NAME, "--in", str(parent), "--json")
     assert made.returncode == 0, made.stderr
     report = json.loads(made.stdout)
     assert report["remote"] == f"s3://dvc/{NAME}"
     folder = Path(report["folder"])
-    run_in(folder, platform, "dvc", "repro")
+    projects.share(folder)
+    projects.run(folder, "dvc", "repro")
     commit(folder, "Train")
-    run_in(folder, platform, "dvc", "push")
+    projects.run(folder, "dvc", "push")
     return folder
 
 
@@ -66,39 +48,41 @@ def test_training_is_a_run_in_mlflow(project: Path, platform: Platform) -> None:
     assert {"model", "predictions.csv"} == {file["path"] for file in listing["files"]}
 
 
-def test_clone_pulls_the_same_bytes(project: Path, platform: Platform, tmp_path: Path) -> None:
+def test_clone_pulls_the_same_bytes(
+    project: Path, projects: Projects, platform: Platform, tmp_path: Path
+) -> None:
     """A clone elsewhere gets data and model from S3, to the byte, and has nothing to repeat."""
     stored = Servers(platform).s3.list_objects_v2(Bucket="dvc", Prefix=f"{NAME}/files/md5/")
     assert stored["KeyCount"] > 0
-    clone = tmp_path / "clone"
-    subprocess.run(["git", "clone", "--quiet", project, clone], check=True)
-    run_in(clone, platform, "dvc", "pull")
+    other = clone(project, tmp_path / "clone")
+    projects.share(other)
+    projects.run(other, "dvc", "pull")
     for place in ("data/prepared", "models", "plots"):
-        assert files_below(clone / place) == files_below(project / place)
-    assert "up to date" in run_in(clone, platform, "dvc", "status")
+        assert files_below(other / place) == files_below(project / place)
+    assert "up to date" in projects.run(other, "dvc", "status")
 
 
-def test_experiment_is_compared(project: Path, platform: Platform) -> None:
+def test_experiment_is_compared(project: Path, projects: Projects) -> None:
     """An experiment with another parameter changes the metrics, and leaves all as it was when
     the work space is brought back."""
-    run_in(project, platform, "dvc", "exp", "run", "--set-param", "train.depth=6")
-    changes = json.loads(run_in(project, platform, "dvc", "metrics", "diff", "--json"))
+    projects.run(project, "dvc", "exp", "run", "--set-param", "train.depth=6")
+    changes = json.loads(projects.run(project, "dvc", "metrics", "diff", "--json"))
     assert changes["metrics.json"]["rmse"]["diff"] != 0
-    run_in(project, platform, "dvc", "plots", "diff")
+    projects.run(project, "dvc", "plots", "diff")
     assert "depth: 6" in (project / "params.yaml").read_text()
     subprocess.run(["git", "checkout", "--quiet", "."], cwd=project, check=True)
-    run_in(project, platform, "dvc", "checkout")
-    assert "up to date" in run_in(project, platform, "dvc", "status")
+    projects.run(project, "dvc", "checkout")
+    assert "up to date" in projects.run(project, "dvc", "status")
 
 
-def test_notebook_and_tests_run(project: Path, platform: Platform) -> None:
+def test_notebook_and_tests_run(project: Path, projects: Projects) -> None:
     """The template's own tests pass, and the cells of its notebook find the runs."""
-    assert "passed" in run_in(project, platform, "python", "-m", "pytest", "--quiet")
+    assert "passed" in projects.run(project, "python", "-m", "pytest", "--quiet")
     notebook = json.loads((project / "notebooks" / "explore.ipynb").read_text())
     code = ["".join(c["source"]) for c in notebook["cells"] if c["cell_type"] == "code"]
     script = project / "notebooks" / "as_script.py"
     script.write_text("\n".join([*code, "assert len(runs)"]))
-    run_in(script.parent, platform, "python", script.name)
+    projects.run(script.parent, "python", script.name)
     script.unlink()
 
 
@@ -110,3 +94,101 @@ def test_no_secret_is_in_the_repository(project: Path, platform: Platform) -> No
         if path.is_file() and ".venv" not in path.parts:
             content = path.read_bytes()
             assert not any(secret.encode() in content for secret in secrets), path
+
+
+def new_data(project: Path, projects: Projects, name: str) -> Path:
+    """Let DVC track a folder of new files, and return it."""
+    folder = project / "data" / name
+    folder.mkdir()
+    for number in range(20):
+        (folder / f"{number}.txt").write_text(f"{name} {number}\n")
+    projects.run(project, "dvc", "add", "--quiet", str(folder))
+    return folder
+
+
+def assert_arrives(folder: Path, project: Path, projects: Projects, elsewhere: Path) -> None:
+    """Make sure that a push completes what an earlier one began, to the last byte."""
+    projects.run(project, "dvc", "push")
+    commit(project, f"Add {folder.name}")
+    other = clone(project, elsewhere)
+    projects.share(other)
+    place = folder.relative_to(project)
+    projects.run(other, "dvc", "pull", str(place))
+    assert files_below(other / place) == files_below(folder)
+
+
+def experimenter(platform: Platform, **changes: str) -> dict[str, str]:
+    """Return the role's variables, some of them changed."""
+    return platform.environment("experimenter") | changes
+
+
+def test_old_credentials_are_told_before_anything_is_sent(
+    project: Path, projects: Projects, platform: Platform, tmp_path: Path
+) -> None:
+    """Of a key that is not good any more one message tells, with the mend; a good one goes on."""
+    folder = new_data(project, projects, "old-credentials")
+    old = experimenter(platform, AWS_SECRET_ACCESS_KEY="of-last-year")
+    for command in ("push", "pull", "fetch"):
+        done = projects.attempt(project, "dvc", command, **old)
+        assert done.returncode == 1
+        assert done.stdout == ""
+        first, mend = done.stderr.splitlines()
+        assert f"{platform.addresses.s3} refused these S3 credentials" in first
+        assert "check AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in mend
+    assert_arrives(folder, project, projects, tmp_path / "clone")
+
+
+def test_s3_that_is_down_is_told(project: Path, projects: Projects, platform: Platform) -> None:
+    """Without a server DVC is not even started."""
+    away = experimenter(platform, AWS_ENDPOINT_URL_S3="http://127.0.0.1:9")
+    done = projects.attempt(project, "dvc", "push", **away)
+    assert done.returncode == 1
+    first, mend = done.stderr.splitlines()
+    assert first.startswith("mlops: the object store at http://127.0.0.1:9 does not answer")
+    assert "is it up?" in mend
+
+
+def test_s3_that_goes_away_during_a_push(
+    project: Path, projects: Projects, platform: Platform, tmp_path: Path
+) -> None:
+    """The last words name the server and the mend; what was sent stays, and the rest follows."""
+    folder = new_data(project, projects, "goes-away")
+    with FaultProxy(platform.addresses.s3, "refuse", 12) as proxy:
+        away = experimenter(platform, AWS_ENDPOINT_URL_S3=proxy.url)
+        done = projects.attempt(project, "dvc", "push", **away)
+        assert proxy.broken
+    assert done.returncode == 1
+    what, mend = done.stderr.splitlines()[-2:]
+    assert what.startswith(f"mlops: `dvc push` broke off: the object store at {proxy.url}")
+    assert mend.endswith("then run it again: what has arrived stays")
+    assert_arrives(folder, project, projects, tmp_path / "clone")
+
+
+def test_interrupted_push_ends_as_dvc_ends_it(
+    project: Path, projects: Projects, platform: Platform, tmp_path: Path
+) -> None:
+    """Ctrl-C reaches DVC, whose exit code is handed on; a second push completes the first."""
+    folder = new_data(project, projects, "interrupted")
+    interrupted = False
+
+    def interrupt(_: Request) -> None:
+        nonlocal interrupted
+        if len(proxy.requests) > 12 and not interrupted:
+            interrupted = True
+            os.killpg(process.pid, signal.SIGINT)
+
+    with FaultProxy(platform.addresses.s3, before=interrupt) as proxy:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "mlops", "project", "exec", "dvc", "push"],
+            cwd=project,
+            env=platform.environment("experimenter") | {"AWS_ENDPOINT_URL_S3": proxy.url},
+            start_new_session=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        output, _ = process.communicate()
+    assert interrupted
+    assert process.returncode not in {0, 3}, output
+    assert "a bug" not in output
+    assert_arrives(folder, project, projects, tmp_path / "clone")

@@ -153,4 +153,5 @@ def test_example_can_be_copied(tmp_path: Path) -> None:
     example = Path(__file__).parents[3] / "dev-projects" / "green_taxi"
     made = create_project(tmp_path, "my-taxi", bucket="dvc", template=example)
     found = git(made.folder, "grep", "-n", "green_taxi").splitlines()
-    assert found == ["README.md:43:mlops project new my-taxi --from green_taxi"]
+    assert len(found) == 1
+    assert "mlops project new my-taxi --from green_taxi" in found[0]
