@@ -6,7 +6,6 @@ from mlops.development import locks
 from mlops.uv_program import find_uv
 
 PROJECT = Path(__file__).parents[3]
-OWN_PINS = {"xgboost-cpu"}  # of examples; no role has it
 LOCKS = PROJECT / "requirements"
 
 
@@ -50,7 +49,7 @@ def test_examples_follow_the_locks(example: str) -> None:
     versions = {name: v for text in texts for name, v in locks.locked_versions(text).items()}
     text = (PROJECT / example).read_text()
     assert locks.follow_lock(text, versions) == text
-    assert set(locks.locked_versions(text)) <= set(versions) | OWN_PINS
+    assert set(locks.locked_versions(text)) <= set(versions)
 
 
 def test_follow_lock_changes_pins_only() -> None:
