@@ -178,6 +178,7 @@ async def _tell_prefect(
     """Bring a flow run to its end; return the status of MLflow runs to go with it, if any."""
     if not _is_current(flow_run, attempt):
         return "KILLED"
+    await _release_retries(client, flow_run)
     state = _final_state(flow_run, reason) or await _exit_state(client, flow_run, attempt)
     if state is not None:
         await client.set_flow_run_state(flow_run.id, state, force=True)
@@ -185,6 +186,19 @@ async def _tell_prefect(
     if state and (state.is_crashed() or state.is_cancelled()):
         await anyio.to_thread.run_sync(end_processes, attempt)
     return MLFLOW_STATUS.get(state.type) if state else None
+
+
+async def _release_retries(client: PrefectClient, flow_run: FlowRun) -> None:
+    """Let agents take up the run when a person retries it.
+
+    The server keeps a run that was once retried by its own process for that process, and the
+    button in its UI, which forces the state, leaves that as it is: nobody would take it up.
+    Mended there for retries that are used up: https://github.com/PrefectHQ/prefect/issues/17913
+    """
+    policy = flow_run.empirical_policy
+    if policy.retry_type == "in_process":
+        policy = policy.model_copy(update={"retry_type": "reschedule"})
+        await client.update_flow_run(flow_run.id, empirical_policy=policy)
 
 
 def _is_current(flow_run: FlowRun, attempt: Attempt) -> bool:
