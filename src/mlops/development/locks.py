@@ -39,6 +39,8 @@ NAMES = (UNION, *ROLES, BOOTSTRAP, BUILD, FLOW_DEFAULT, EXPERIMENTER, TORCH)
 PINNED_EXAMPLES = (
     "dev-projects/green_taxi/requirements.txt",
     "flows/digits/requirements.txt",
+    "flows/digits_torch/requirements.txt",
+    "flows/green_taxi/requirements.txt",
     "src/mlops/experimenter/new_project/requirements.txt",
 )
 
@@ -149,7 +151,7 @@ def expected_files(checkout: Path, *, uv: str, upgrade: bool = False) -> dict[Pa
             for name in NAMES
         }
     versions: dict[str, str] = {}
-    for name in (EXPERIMENTER, UNION):  # where they know the same package, they agree
+    for name in (TORCH, EXPERIMENTER, UNION):  # where they know the same package, they agree
         versions |= locked_versions(expected[Path("requirements") / f"{name}.txt"])
     for example in PINNED_EXAMPLES:
         path = Path(example)
