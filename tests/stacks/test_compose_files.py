@@ -58,9 +58,10 @@ def test_every_service_is_looked_after(host: Host, stack: str) -> None:
         assert service["logging"]["options"]["max-size"], name
 
 
-def test_our_images_are_built_and_never_pulled(host: Host) -> None:
+@pytest.mark.parametrize("profile", ["cpu", "gpu"])
+def test_our_images_are_built_and_never_pulled(host: Host, profile: str) -> None:
     """One service of a stack builds its image, and no registry is asked for what we make."""
-    services = config(host, "", "--profile", "*")["services"].values()
+    services = config(host, "", "--profile", profile)["services"].values()
     ours = [service for service in services if service["image"].startswith("mlops-")]
     assert {service["pull_policy"] for service in ours} == {"never"}
     built = [service["image"] for service in ours if "build" in service]
@@ -89,28 +90,49 @@ def test_same_volumes_from_the_root_and_from_a_stack(host: Host) -> None:
 
 def test_files_of_the_checkout_stay_outside(host: Host) -> None:
     """Whatever modes git has given them, no container reads them; folders of users are mounted."""
-    mounts = [
+    mounts = {
         mount["source"]
         for service in config(host, "", "--profile", "*")["services"].values()
         for mount in service.get("volumes", [])
         if mount["type"] == "bind"
-    ]
-    assert sorted(mounts) == [f"{host.folder}/dev-projects", f"{host.folder}/flows"]
+    }
+    assert mounts == {f"{host.folder}/dev-projects", f"{host.folder}/flows"}
 
 
-@pytest.mark.parametrize("stack", ["", "flow_agent"])
-def test_gpu_takes_the_place_of_cpu(host: Host, stack: str) -> None:
-    """One of the two agents is started, and the other one's GPUs are all reserved."""
+@pytest.mark.parametrize(
+    ("stack", "service"),
+    [
+        *(("", "flow-agent"), ("flow_agent", "flow-agent")),
+        *(("", "ml-experimenter"), ("ml_experimenter", "ml-experimenter")),
+    ],
+)
+def test_gpu_takes_the_place_of_cpu(host: Host, stack: str, service: str) -> None:
+    """One of the two services is started, and the other one's GPUs are all reserved."""
     usual = config(host, stack)["services"]
-    assert "flow-agent" in usual
-    assert "flow-agent-gpu" not in usual
+    assert service in usual
+    assert f"{service}-gpu" not in usual
     services = config(host, stack, "--profile", "gpu")["services"]
-    assert "flow-agent" not in services
-    agent = services["flow-agent-gpu"]
-    (device,) = agent["deploy"]["resources"]["reservations"]["devices"]
+    assert service not in services
+    (device,) = services[f"{service}-gpu"]["deploy"]["resources"]["reservations"]["devices"]
     assert (device["driver"], device["count"], device["capabilities"]) == ("nvidia", -1, ["gpu"])
+
+
+def test_agent_with_gpus_has_torch_for_them(host: Host) -> None:
+    """Its image brings torch along, and environments that it builds get the driver's."""
+    agent = config(host, "flow_agent", "--profile", "gpu")["services"]["flow-agent-gpu"]
     assert agent["environment"]["TORCH_BACKEND"] == "auto"
     assert agent["build"]["args"]["VARIANT"] == "gpu"
+
+
+@pytest.mark.parametrize("stack", ["", "ml_experimenter"])
+def test_experimenter_differs_in_its_gpus_only(host: Host, stack: str) -> None:
+    """With GPUs or without, it has the same image, home, address, servers and conditions."""
+    usual = config(host, stack)["services"]["ml-experimenter"]
+    other = config(host, stack, "--profile", "gpu")["services"]["ml-experimenter-gpu"]
+    assert other.pop("deploy")
+    assert other["environment"].pop("NVIDIA_DRIVER_CAPABILITIES") == "compute,utility"
+    assert other.pop("profiles") != usual.pop("profiles")
+    assert other == usual
 
 
 @pytest.mark.parametrize(("written", "read"), [('["0","1"]', '["0","1"]'), ("", "all")])
@@ -146,4 +168,20 @@ def test_gpu_agent_trains(build: Build, one_host: OneHost) -> None:
         completed(servers, servers.start_run("digits/daily"), 600)
     finally:
         project.compose("--profile", "gpu", "stop", "flow-agent-gpu")
+        project.up()
+
+
+@pytest.mark.requires("gpu")
+@pytest.mark.timeout(1800)
+def test_gpu_experimenter_computes(one_host: OneHost) -> None:
+    """In the experimenter that has the GPUs torch computes on the first of them."""
+    project = one_host.project
+    code = "import torch; print(torch.ones(2, device='cuda').sum().item())"
+    project.compose("stop", "ml-experimenter")
+    try:
+        project.up("ml-experimenter-gpu", COMPOSE_PROFILES="gpu")
+        assert "NVIDIA" in project.run("ml-experimenter-gpu", "nvidia-smi", "--list-gpus")
+        assert project.run("ml-experimenter-gpu", "python", "-c", code).strip() == "2.0"
+    finally:
+        project.compose("--profile", "gpu", "stop", "ml-experimenter-gpu")
         project.up()

@@ -141,7 +141,9 @@ VARIABLES = (
         "This machine's name, as Prefect shows it.",
     ),
     Variable(
-        *("COMPOSE_PROFILES", (AGENT,), Origin.DEFAULT), "The agent that runs: cpu or gpu.", "cpu"
+        *("COMPOSE_PROFILES", _MLFLOW_CLIENTS, Origin.DEFAULT),
+        "Which agent and experimenter are started: cpu or gpu.",
+        "cpu",
     ),
     Variable(
         *("POOL_NAME", (AGENT,), Origin.DEFAULT),
