@@ -53,6 +53,7 @@ STAND_INS = {
     ),
     "ssh -N -L 8888:localhost:8888 gpu1": StandIn("no other machine", "true"),
     "docker compose run --rm flow-agent-gpu nvidia-smi": StandIn("needs a GPU", GPU_CONFIG),
+    "docker compose run --rm ml-experimenter-gpu nvidia-smi": StandIn("needs a GPU", GPU_CONFIG),
     "COMPOSE_PROFILES=gpu": StandIn("needs a GPU", GPU_CONFIG),
     "TORCH_BACKEND=cpu": StandIn(
         "downloads another PyTorch", "TORCH_BACKEND=cpu docker compose config --quiet"
