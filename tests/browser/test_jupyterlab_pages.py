@@ -1,10 +1,12 @@
 """JupyterLab, as a data scientist uses it."""
 
+import json
 import re
+from typing import Any
 
 import pytest
 from browser.conftest import OpenPage
-from playwright.sync_api import Page, WebSocket, expect
+from playwright.sync_api import HttpCredentials, Page, WebSocket, expect
 from stacks.fixtures import OneHost, wait_for
 
 pytestmark = [pytest.mark.requires("docker", "chromium"), pytest.mark.timeout(900)]
@@ -17,14 +19,25 @@ with mlflow.start_run() as run:
 print("logged", mlflow.get_run(run.info.run_id).data.metrics)"""
 
 
-@pytest.fixture
-def lab(one_host: OneHost, open_page: OpenPage) -> Page:
-    """JupyterLab, opened with the token of `.env`, with no tabs of an earlier visit."""
+def open_lab(one_host: OneHost, open_page: OpenPage, login: HttpCredentials | None = None) -> Page:
+    """Open JupyterLab with the token of `.env`, with no tabs of an earlier visit.
+
+    Args:
+        one_host: Where it is.
+        open_page: What opens it.
+        login: For the pages of other servers that are opened from it.
+    """
     env = one_host.host.env()
-    address = f"http://127.0.0.1:{env['JUPYTER_PORT']}/lab?reset&token={env['JUPYTER_TOKEN']}"
-    page = open_page(address)
+    address = f"http://localhost:{env['JUPYTER_PORT']}/lab?reset&token={env['JUPYTER_TOKEN']}"
+    page = open_page(address, login)
     expect(page.get_by_role("heading", name="Notebook")).to_be_visible()
     return page
+
+
+@pytest.fixture
+def lab(one_host: OneHost, open_page: OpenPage) -> Page:
+    """JupyterLab."""
+    return open_lab(one_host, open_page)
 
 
 def test_notebook_logs_to_mlflow(one_host: OneHost, lab: Page) -> None:
@@ -59,6 +72,46 @@ def test_notebook_logs_to_mlflow(one_host: OneHost, lab: Page) -> None:
     assert notebook.stat().st_uid == int(one_host.host.env()["HOST_UID"])
     # By now JupyterLab would have asked whether one wants to have them.
     expect(lab.get_by_text("news")).to_have_count(0)
+
+
+def test_welcome_notebook_runs(one_host: OneHost, open_page: OpenPage) -> None:
+    """The first notebook runs as it is, and its link leads to the run's page in MLflow."""
+    env = one_host.host.env()
+    # What the notebook tells to answer MLflow with.
+    login: HttpCredentials = {
+        "username": "experimenter",
+        "password": env["MLFLOW_EXPERIMENTER_PASSWORD"],
+    }
+    lab = open_lab(one_host, open_page, login)
+    lab.get_by_role("listitem", name="welcome.ipynb").dblclick()
+    expect(lab.get_by_role("button", name="| Idle")).to_be_visible()
+    lab.get_by_role("menuitem", name="Run", exact=True).click()
+    lab.get_by_role("menuitem", name="Run All Cells", exact=True).click()
+    expect(lab.get_by_text("Deployments in Prefect")).to_be_visible(timeout=IMPORT_SECONDS * 1000)
+    expect(lab.get_by_text("the same predictions: True")).to_be_attached()
+
+    lab.keyboard.press("Control+s")
+    file = one_host.host.folder / "dev-projects" / "welcome.ipynb"
+    outputs = wait_for(lambda: saved_outputs(file.read_text()), 60)
+    assert {each["output_type"] for each in outputs} == {
+        *("stream", "display_data", "execute_result")
+    }
+    assert not [each["text"] for each in outputs if each.get("name") == "stderr"]
+
+    link = lab.get_by_role("link", name="The run in MLflow")
+    link.scroll_into_view_if_needed()
+    with lab.expect_popup() as popup:
+        link.click()
+    metric = popup.value.get_by_role("row").filter(has_text="accuracy")
+    (run,) = one_host.servers.mlflow_runs("welcome")
+    (value,) = (each["value"] for each in run["data"]["metrics"])
+    expect(metric).to_contain_text(str(value))
+
+
+def saved_outputs(notebook: str) -> list[dict[str, Any]]:
+    """Return what a notebook's cells have put out; nothing before the last one is saved."""
+    cells = [each for each in json.loads(notebook)["cells"] if each["cell_type"] == "code"]
+    return [each for cell in cells for each in cell["outputs"]] if cells[-1]["outputs"] else []
 
 
 def test_terminal_is_bash_and_finds_dvc(lab: Page) -> None:
