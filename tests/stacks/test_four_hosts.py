@@ -258,28 +258,6 @@ def test_experimenter_has_its_tools_and_keys(four: FourHosts) -> None:
     assert (made.st_uid, made.st_gid) == (os.getuid(), os.getgid())
 
 
-def test_project_runs_at_once_in_the_experimenter(four: FourHosts) -> None:
-    """A new project trains, pushes and is pulled by a clone, and its notebook finds the run."""
-    day = """
-        set -eu
-        mlops project new new-idea
-        cd new-idea
-        dvc repro --quiet
-        git add --all && git commit --quiet --message 'Train'
-        dvc push --quiet
-        jupyter nbconvert --to notebook --execute --stdout notebooks/explore.ipynb >/dev/null
-        git clone --quiet . ../again
-        cd ../again
-        dvc pull --quiet
-        cmp models/model.joblib ../new-idea/models/model.joblib
-    """
-    four.experimenter.project.run("ml-experimenter", "bash", "-lc", day, timeout=300)
-    (run,) = four.servers.mlflow_runs("new-idea")
-    assert run["info"]["status"] == "FINISHED"
-    assert "rmse" in {metric["key"] for metric in run["data"]["metrics"]}
-    assert four.servers.keys("dvc", "new-idea/files/md5/")
-
-
 def test_run_outlives_the_other_stacks(four: FourHosts) -> None:
     """A run goes on while the server and the scheduler are away, and what it logs is kept."""
     agent = four.agent.project
