@@ -10,7 +10,7 @@ from playwright.sync_api import HttpCredentials, Page, WebSocket, expect
 from stacks.fixtures import OneHost, wait_for
 
 pytestmark = [pytest.mark.requires("docker", "chromium"), pytest.mark.timeout(900)]
-IMPORT_SECONDS = 180  # torch and MLflow from a cold disk
+IMPORT_SECONDS = 300  # torch, MLflow and Prefect from a cold disk
 CELL = """\
 import mlflow, torch
 mlflow.set_experiment("by hand")
