@@ -199,6 +199,12 @@ VARIABLES = (
         *("TORCH_BACKEND", _MLFLOW_CLIENTS, Origin.OPTIONAL),
         "Which build of torch: cpu, auto (what the GPU's driver can do), or one such as cu130.",
     ),
+    Variable(
+        *("MLOPS_ENVIRONMENT_CACHE_BYTES", (AGENT,), Origin.OPTIONAL),
+        "How large an agent's caches may become, in bytes: of environments, and of data.",
+        "50000000000",
+    ),
+    Variable("MLOPS_DATA_CACHE_BYTES", (AGENT,), Origin.OPTIONAL, default="100000000000"),
     *_limits("postgres", SERVER, MEMORY="2g"),
     *_limits("minio", SERVER, MEMORY="2g"),
     *_limits("prefect", SERVER, MEMORY="2g"),
