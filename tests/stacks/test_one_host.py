@@ -1,7 +1,10 @@
 """All four stacks on one host, as `./mlops init` and `docker compose up -d --wait` leave them."""
 
 import json
+import shutil
+import subprocess
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -64,6 +67,25 @@ def test_changed_folder_is_registered(one_host: OneHost) -> None:
     found = wait_for(lambda: one_host.servers.deployment("added/added"), 30)
     assert found
     assert one_host.servers.keys("prefect", "flows/added/")
+
+
+def test_run_leads_to_its_commit_and_its_mlflow_run(one_host: OneHost, tmp_path: Path) -> None:
+    """A run of a committed folder names the commit, and links to MLflow where browsers find it."""
+    folder = write_flow(tmp_path / "committed")
+    git = ("git", "-C", str(folder), "-c", "user.name=test", "-c", "user.email=test@localhost")
+    for arguments in (("init",), ("add", "--all"), ("commit", "--message", "as it is")):
+        subprocess.run([*git, *arguments], check=True, capture_output=True)
+    head = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True)
+    shutil.copytree(folder, one_host.host.folder / "flows" / "committed")
+    servers = one_host.servers
+    assert wait_for(lambda: servers.deployment("committed/committed"), 30)
+    run = servers.start_run("committed/committed")
+    completed(servers, run)
+    assert servers.run(run)["labels"]["mlops.git_commit"] == head.stdout.strip()
+    query = {"artifacts": {"flow_run_id": {"any_": [run]}}}
+    (artifact,) = wait_for(lambda: servers.prefect.post("/artifacts/filter", json=query).json(), 30)
+    env = one_host.host.env()
+    assert f"(http://{env['UI_HOST']}:{env['MLFLOW_PORT']}/#/experiments/" in artifact["data"]
 
 
 def test_folder_outside_is_registered_by_a_ci_job(one_host: OneHost, tmp_path: Any) -> None:
