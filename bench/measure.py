@@ -12,13 +12,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeVar
+from unittest.mock import patch
 
 import psutil
 from pydantic import BaseModel, ConfigDict, computed_field
 
+Answer = TypeVar("Answer")
+
 COMMAND_SECONDS = 600
+UNITS = {"s": "seconds"}
 
 
 class Machine(BaseModel):
@@ -51,20 +56,35 @@ class Measure(BaseModel):
 
 
 class Ratio(BaseModel):
-    """One median against another, or against a plain limit in the same unit."""
+    """One median against another, or by itself against a limit.
+
+    Attributes:
+        what: What is ours.
+        peer: What it is held against; None: only the limit.
+        value: The one over the other; of two speeds, when it should be large.
+        unit: Of the value, when it has no peer.
+        limit: What it should not exceed.
+        floor: What it should not fall below.
+    """
 
     model_config = ConfigDict(frozen=True)
 
     what: str
-    peer: str
+    peer: str | None = None
     value: float
-    limit: float | None = None  # none: it is only told
+    unit: str = ""
+    limit: float | None = None
+    floor: float | None = None
 
     @computed_field  # type: ignore[prop-decorator]  # as pydantic documents it
     @property
     def met(self) -> bool | None:
-        """Whether the value is within the limit."""
-        return None if self.limit is None else self.value <= self.limit
+        """Whether the value is within its bounds; None: it is only told."""
+        if self.limit is None and self.floor is None:
+            return None
+        return (self.limit is None or self.value <= self.limit) and (
+            self.floor is None or self.value >= self.floor
+        )
 
 
 class Report(BaseModel):
@@ -79,6 +99,36 @@ class Report(BaseModel):
     ratios: tuple[Ratio, ...]
 
 
+class Clock:
+    """Times what is done, by name."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, list[float]] = {}
+
+    def time(self, what: str, act: Callable[..., Answer], *arguments: Any) -> Answer:
+        """Do something and return what it returns."""
+        began = time.monotonic()
+        answer = act(*arguments)
+        self._taken.setdefault(what, []).append(time.monotonic() - began)
+        return answer
+
+    def within(self, what: str, owner: type, method: str) -> AbstractContextManager[object]:
+        """Time the calls of a method as long as the context lasts."""
+        stock = getattr(owner, method)
+
+        def timed(*arguments: Any, **named: Any) -> Any:
+            return self.time(what, lambda: stock(*arguments, **named))
+
+        return patch.object(owner, method, timed)
+
+    def measures(self) -> dict[str, Measure]:
+        """Return all that was timed."""
+        return {
+            what: Measure(what=what, unit="s", values=tuple(values))
+            for what, values in self._taken.items()
+        }
+
+
 Findings = tuple[list[Measure], list[Ratio]]
 
 
@@ -91,6 +141,23 @@ def compare(measure: Measure, peer: Measure, limit: float | None = None) -> Rati
         limit: What the ratio should not exceed.
     """
     return Ratio(what=measure.what, peer=peer.what, value=measure.median / peer.median, limit=limit)
+
+
+def hold_against(measure: Measure, limit: float | None) -> Ratio:
+    """Return a median as what is held against a limit in its unit; None: it is only told."""
+    return Ratio(what=measure.what, value=measure.median, unit=measure.unit, limit=limit)
+
+
+def compare_speed(measure: Measure, peer: Measure, floor: float | None = None) -> Ratio:
+    """Return how fast one is as a part of another, from the seconds that the same work took.
+
+    Args:
+        measure: What is ours.
+        peer: What it is held against, from the same run.
+        floor: What the ratio should not fall below.
+    """
+    speed = peer.median / measure.median
+    return Ratio(what=f"speed of {measure.what}", peer=peer.what, value=speed, floor=floor)
 
 
 def announce(line: str) -> None:
@@ -153,24 +220,30 @@ def wait_until(
     return time.monotonic() - began
 
 
-def run_bench(bench: Callable[[int], Findings], *, rounds: int) -> None:
+def run_bench(
+    bench: Callable[..., Findings], *, rounds: int, more: argparse.ArgumentParser | None = None
+) -> None:
     """Run a benchmark as a command: read its options, run it, print what it found.
 
     Args:
-        bench: Takes the number of rounds and measures.
+        bench: Measures; is given `rounds`, and the value of each option of `more`, by name.
         rounds: How many, unless the command line says otherwise.
+        more: Options of its own; made with `add_help=False`.
     """
     module = sys.modules[bench.__module__]
     name = Path(str(module.__file__)).stem
     parser = argparse.ArgumentParser(
-        description=module.__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        description=module.__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        parents=[more] if more else [],
     )
     parser.add_argument("--rounds", type=int, default=rounds, help="default: %(default)s")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args()
+    options = vars(parser.parse_args())
+    as_json = options.pop("json")
     signal.signal(signal.SIGTERM, _end)  # so that the servers are stopped
     machine = _describe_machine()
-    measures, ratios = bench(options.rounds)
+    measures, ratios = bench(**options)
     report = Report(
         bench=name,
         date=dt.datetime.now(dt.UTC).date().isoformat(),
@@ -178,7 +251,7 @@ def run_bench(bench: Callable[[int], Findings], *, rounds: int) -> None:
         measures=tuple(measures),
         ratios=tuple(ratios),
     )
-    print(json.dumps(report.model_dump(), indent=2) if options.json else "\n".join(_lines(report)))
+    print(json.dumps(report.model_dump(), indent=2) if as_json else "\n".join(_lines(report)))
 
 
 def _end(_signal: int, _frame: object) -> NoReturn:
@@ -201,24 +274,36 @@ def _describe_machine() -> Machine:
 
 
 def _lines(report: Report) -> Iterable[str]:
+    """Yield the report as docs/benchmarks.md shows it, in Markdown."""
     machine = report.machine
     yield (
         f"{report.bench}, {report.date}: {machine.cpu}, {machine.cores} cores, "
         f"{machine.memory_bytes / 2**30:.0f} GiB, {machine.system}, Python {machine.python}, "
         f"load before {machine.load_before}"
     )
-    yield ""
-    for measure in report.measures:
-        low, high = min(measure.values), max(measure.values)
-        yield (
-            f"{measure.what:58} {measure.median:8.4g} {measure.unit:3} "
-            f"({low:.4g} to {high:.4g}, n={len(measure.values)})"
-        )
-    yield ""
+    yield from ("", "| target | measured | |", "| --- | --- | --- |")
     for ratio in report.ratios:
-        verdict = (
-            ""
-            if ratio.met is None
-            else f"  (at most {ratio.limit:g}: {'met' if ratio.met else 'MISSED'})"
+        unit = f" {ratio.unit}" if ratio.unit else ""
+        peer = f" / {ratio.peer}" if ratio.peer else ""
+        bound = "".join(
+            f" {sign} {value:g}{unit}"
+            for sign, value in (("≤", ratio.limit), ("≥", ratio.floor))
+            if value is not None
         )
-        yield f"{ratio.what} / {ratio.peer} = {ratio.value:.3g}{verdict}"
+        verdict = {None: "no target", True: "met", False: "**missed**"}[ratio.met]
+        yield f"| {ratio.what}{peer}{bound} | {_figure(ratio.value)}{unit} | {verdict} |"
+    shown = None
+    for measure in report.measures:
+        if measure.unit != shown:
+            shown = measure.unit
+            yield from ("", f"| | {UNITS.get(shown, shown)} | n |", "| --- | --- | --- |")
+        low, high = _figure(min(measure.values)), _figure(max(measure.values))
+        bounds = f" ({low}–{high})" if low != high else ""  # noqa: RUF001  # a range
+        yield f"| {measure.what} | {_figure(measure.median)}{bounds} | {len(measure.values)} |"
+
+
+def _figure(value: float) -> str:
+    """Return a number with as many digits as a person reads: two or three that count."""
+    if abs(value) >= 1000:  # where :g would turn to powers of ten
+        return f"{value:.0f}"
+    return f"{value:.3g}" if abs(value) >= 1 else f"{value:.2g}"
