@@ -83,11 +83,13 @@ class Platform:
             | {"MLOPS_HOME": str(self.home.path), "FLOW_DIR": str(self.flow_dir)},
         )
 
+    def stop(self, *names: str) -> None:
+        """Stop the services named, and leave the others running."""
+        stop_services(self.supervisor, names, lambda _name: None)
+
     def stop_all_but(self, kept: Sequence[str]) -> None:
         """Stop services, and leave the supervisor and the ones named running."""
-        stop_services(
-            self.supervisor, [s.name for s in SERVICES if s.name not in kept], lambda _name: None
-        )
+        self.stop(*(s.name for s in SERVICES if s.name not in kept))
 
     def start_alone(self, name: str) -> float:
         """Start one service as `local up` does, and return the seconds until it is healthy."""
