@@ -72,9 +72,10 @@ class Server(NamedTuple):
 
 
 class Data(NamedTuple):
-    """The hashes of what was pushed: of the folder of small files, and of the large ones."""
+    """The hashes of what was pushed: of the folders of small and of large files, and of these."""
 
     folder: str
+    large_folder: str
     large: list[str]
 
 
@@ -146,7 +147,6 @@ def _rounds(
         note("data pull, warm", timed_command(small, environment))
         note("dvc pull, warm", timed_command(theirs, environment, project))
         _remove(cache, place, dvc_cache, project / "small")
-        place.mkdir()
         note("large, data pull", _pull_large(ours, data, place, environment))
         _remove(cache, place)
         place.mkdir()
@@ -158,18 +158,15 @@ def _rounds(
 
 
 def _pull_large(command: list[str], data: Data, place: Path, environment: dict[str, str]) -> float:
-    """Return the seconds that our pulls of the large files say they took."""
-    seconds = 0.0
-    for each in data.large:
-        done = subprocess.run(
-            [*command, f"s3://{BUCKET}/{REMOTE}@{each}", "--to", str(place / each)],
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        seconds += json.loads(done.stdout)["seconds"]
-    return seconds
+    """Return the seconds that our pull of the large files says it took."""
+    done = subprocess.run(
+        [*command, f"s3://{BUCKET}/{REMOTE}@{data.large_folder}", "--to", str(place)],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return float(json.loads(done.stdout)["seconds"])
 
 
 def _push(store: ObjectStore) -> Data:
@@ -181,16 +178,20 @@ def _push(store: ObjectStore) -> Data:
         store.write(_key(md5), body)
         return {"md5": md5, "relpath": f"{number % FOLDERS:02}/{number:05}.bin"}
 
+    def put_list(files: list[dict[str, str]]) -> str:
+        body = json.dumps(files).encode()
+        folder = f"{_md5(body)}.dir"
+        store.write(_key(folder), body)
+        return folder
+
     with ThreadPoolExecutor(8) as pool:
-        listing = json.dumps(list(pool.map(put, range(FILES)))).encode()
-    folder = f"{_md5(listing)}.dir"
-    store.write(_key(folder), listing)
+        folder = put_list(list(pool.map(put, range(FILES))))
     large = []
     for _ in range(LARGE_FILES):
         body = os.urandom(LARGE_BYTES)
         large.append(_md5(body))
         store.write(_key(large[-1]), body)
-    return Data(folder, large)
+    return Data(folder, put_list([{"md5": each, "relpath": each} for each in large]), large)
 
 
 def _key(data_hash: str) -> str:

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
 WHOLE_BYTES = 1 << 20  # an object up to here is one request and one block of memory
 LARGE_BYTES = 32 << 20  # from here on it is read in parts
 PART_BYTES = 8 << 20
-_PARTS_AT_ONCE = 4
+_PARTS_AT_ONCE = 4  # of each large file
+_LARGE_AT_ONCE = 2  # one core hashes less than a fast network brings
 _BLOCK_BYTES = 256 << 10
 _ATTEMPTS = 3  # at an object whose transfer breaks off
 
@@ -75,8 +76,7 @@ class Fetch:
         small = [file for file in files if sizes[file.md5] < LARGE_BYTES]
         large = [file for file in files if sizes[file.md5] >= LARGE_BYTES]
         in_parallel(lambda file: self._fetch_small(file, sizes[file.md5]), small, THREADS)
-        # One after another, for memory's sake.
-        in_parallel(lambda file: self._fetch_large(file, sizes[file.md5]), large, 1)
+        in_parallel(lambda file: self._fetch_large(file, sizes[file.md5]), large, _LARGE_AT_ONCE)
 
     def _fetch_small(self, file: DataFile, size: int) -> None:
         for attempt in range(_ATTEMPTS):
