@@ -156,13 +156,18 @@ class RunEnding:
         return runs
 
     async def _complete_tags(self, flow_run: FlowRun, runs: list[LoggedRun]) -> None:
-        """Put on MLflow runs what became known of the flow run when they were open already."""
+        """Put on MLflow runs what became known of the flow run when they were open already.
+
+        Those that this flow run only resumed tell by their tags where they came from.
+        """
         facts = {
             name: str(value)
             for name, value in flow_run.labels.items()
             if name.startswith(lineage.PREFIX)
         }
         for run in runs:
+            if run.tags.get(lineage.FLOW_RUN) != str(flow_run.id):
+                continue
             if missing := {name: facts[name] for name in facts.keys() - run.tags.keys()}:
                 await anyio.to_thread.run_sync(self._mlflow.set_tags, run, missing)
 
