@@ -109,8 +109,12 @@ class Clock:
         """Do something and return what it returns."""
         began = time.monotonic()
         answer = act(*arguments)
-        self._taken.setdefault(what, []).append(time.monotonic() - began)
+        self.add(what, time.monotonic() - began)
         return answer
+
+    def add(self, what: str, seconds: float) -> None:
+        """Note what was timed elsewhere."""
+        self._taken.setdefault(what, []).append(seconds)
 
     def within(self, what: str, owner: type, method: str) -> AbstractContextManager[object]:
         """Time the calls of a method as long as the context lasts."""

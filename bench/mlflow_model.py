@@ -11,6 +11,7 @@ transfer manager with ten requests at once, as MLflow's are.
 import logging
 import os
 import shutil
+import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -94,6 +95,8 @@ class Models:
             "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         }
         os.environ.update(agent | quiet)
+        # MLflow leaves there what it has loaded a model from.
+        tempfile.tempdir = str(folder)
         import mlflow  # noqa: PLC0415  # it takes 2 s, for which `--help` need not wait
 
         logging.getLogger("mlflow").setLevel(logging.ERROR)
