@@ -33,6 +33,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: _place(_folder(item.nodeid), item.path.name))
 
 
+def needs_docker(item: pytest.Item) -> bool:
+    """Return whether a test is one of those that start Docker projects."""
+    return _folder(item.nodeid) in DOCKER
+
+
 def _place(folder: str, module: str) -> tuple[int, bool]:
     return (*ORDER, folder).index(folder), module not in SLOW_UNITS
 

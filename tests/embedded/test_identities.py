@@ -15,6 +15,7 @@ from botocore.exceptions import ClientError
 from embedded.conftest import Platform
 from embedded.flow_folders import wait_for
 
+from mlops import container_health
 from mlops.local.home import Ports
 from mlops.local.ports import choose_ports
 
@@ -275,7 +276,7 @@ def test_mlflow_sets_its_users_right_when_it_starts(
 
     def is_healthy() -> bool:
         assert second.poll() is None
-        check = [sys.executable, "-m", "mlops", "server", "health", "mlflow"]
+        check = [sys.executable, "-IS", container_health.__file__, "mlflow"]
         return (
             subprocess.run(check, env=environment, capture_output=True, check=False).returncode == 0
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import pytest
+from distribution import needs_docker
 from stacks.platform import Servers
 from stacks.projects import PORTS, Host, Project, free_ports
 
@@ -89,6 +90,13 @@ def completed(servers: Servers, run_id: str, limit_seconds: float = 120) -> None
     wait_for(lambda: servers.run(run_id)["state_type"] in final, limit_seconds)
     run = servers.run(run_id)
     assert run["state_type"] == "COMPLETED", f"{run['state']}\n{servers.log(run_id)}"
+
+
+def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
+    """End the hosts after the last test that needs them: idle stacks take time from the others."""
+    if needs_docker(item) and not (nextitem and needs_docker(nextitem)):
+        for host in list(Host.living):
+            host.remove()
 
 
 class OneHost(NamedTuple):

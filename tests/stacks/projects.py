@@ -14,7 +14,7 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 STACKS = ("server", "flow_scheduler", "flow_agent", "ml_experimenter")
@@ -71,7 +71,10 @@ class Host:
         presets: Lines of `.env` that are there before `init`.
     """
 
+    living: ClassVar[list["Host"]] = []
+
     def __init__(self, folder: Path, presets: dict[str, str] | None = None) -> None:
+        self.living.append(self)
         self.folder = folder
         self.mark = f"mlops-test-{uuid.uuid4().hex[:8]}"
         self.presets = {"VOLUME_PREFIX": self.mark} | (presets or {})
@@ -126,6 +129,8 @@ class Host:
 
     def remove(self) -> None:
         """End every project of this host, with its volumes."""
+        if self in self.living:
+            self.living.remove(self)
         for stack in ("", *STACKS):
             self.project(stack).remove()
         volumes = docker("volume", "ls", "--quiet", "--filter", f"name={self.mark}").split()
