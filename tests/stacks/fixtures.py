@@ -92,6 +92,7 @@ def completed(servers: Servers, run_id: str, limit_seconds: float = 120) -> None
     assert run["state_type"] == "COMPLETED", f"{run['state']}\n{servers.log(run_id)}"
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(item: pytest.Item, nextitem: pytest.Item | None) -> None:
     """End the hosts after the last test that needs them: idle stacks take time from the others."""
     if needs_docker(item) and not (nextitem and needs_docker(nextitem)):
