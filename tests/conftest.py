@@ -131,6 +131,13 @@ def _inotify_limit() -> str:
     return "the limit of inotify watches cannot be set" if done.returncode else ""
 
 
+def _taxi_months() -> str:
+    """Two months of the taxi commission's records, beside the checkout."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    found = len(list(folder.glob("green_tripdata_*.parquet")))
+    return "" if found > 1 else f"the months of trips are not in {folder}"
+
+
 # CI may lack them, too: not every machine has a GPU, or trusts others than everybody does.
 RARE = {"gpu", "own-authorities"}
 DEMANDS: dict[str, Callable[[], str]] = {
@@ -147,6 +154,7 @@ DEMANDS: dict[str, Callable[[], str]] = {
     "package-index": _package_index,
     "root": _root,
     "s3-client": _s3_client,
+    "taxi-months": _taxi_months,
 }
 
 

@@ -107,6 +107,18 @@ class Servers:
         response.raise_for_status()
         return "\n".join(line["message"] for line in response.json())
 
+    def mlflow_runs(self, experiment: str, flow_run_id: str) -> list[dict[str, Any]]:
+        """Return a flow run's MLflow runs in an experiment."""
+        found = self.mlflow.get(
+            "/experiments/get-by-name", params={"experiment_name": experiment}
+        ).json()
+        query = {
+            "experiment_ids": [found["experiment"]["experiment_id"]],
+            "filter": f"tags.`mlops.prefect_flow_run_id` = '{flow_run_id}'",
+        }
+        runs: list[dict[str, Any]] = self.mlflow.post("/runs/search", json=query).json()["runs"]
+        return runs
+
     def objects(self, bucket: str, prefix: str) -> dict[str, Any]:
         """Return when each object under a prefix was last written, by key."""
         pages = self.s3.get_paginator("list_objects_v2").paginate(Bucket=bucket, Prefix=prefix)

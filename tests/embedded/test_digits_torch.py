@@ -92,19 +92,8 @@ class FlowRun:
 
     def tracked(self) -> dict[str, Any]:
         """Return its MLflow run, of which there must be one."""
-        experiment = self._servers.mlflow.get(
-            "/experiments/get-by-name", params={"experiment_name": "digits_torch"}
-        ).json()["experiment"]
-        found = self._servers.mlflow.post(
-            "/runs/search",
-            json={
-                "experiment_ids": [experiment["experiment_id"]],
-                "filter": f"tags.`mlops.prefect_flow_run_id` = '{self.id}'",
-            },
-        )
-        (run,) = found.json()["runs"]
-        tracked: dict[str, Any] = run
-        return tracked
+        (run,) = self._servers.mlflow_runs("digits_torch", self.id)
+        return run
 
     def curve(self, metric: str) -> list[tuple[int, float]]:
         """Return the steps and values of a metric, in the order of their logging."""

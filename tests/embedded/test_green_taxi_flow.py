@@ -16,9 +16,8 @@ MONTHS = sorted((PROJECT.parent / "shared" / "data").glob("green_tripdata_*.parq
 TRIALS = 3
 
 pytestmark = [
-    pytest.mark.requires("package-index"),
+    pytest.mark.requires("package-index", "taxi-months"),
     pytest.mark.timeout(600),
-    pytest.mark.skipif(not MONTHS, reason="the months are not beside the checkout"),
 ]
 
 
@@ -64,18 +63,7 @@ class TaxiRun:
 
     def tracked(self) -> list[dict[str, Any]]:
         """Return the MLflow runs of the flow run as they are now."""
-        experiment = self._servers.mlflow.get(
-            "/experiments/get-by-name", params={"experiment_name": "green_taxi"}
-        ).json()["experiment"]
-        found = self._servers.mlflow.post(
-            "/runs/search",
-            json={
-                "experiment_ids": [experiment["experiment_id"]],
-                "filter": f"tags.`mlops.prefect_flow_run_id` = '{self.id}'",
-            },
-        )
-        runs: list[dict[str, Any]] = found.json()["runs"]
-        return runs
+        return self._servers.mlflow_runs("green_taxi", self.id)
 
     @staticmethod
     def tags(run: dict[str, Any]) -> dict[str, str]:

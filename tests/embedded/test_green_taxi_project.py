@@ -16,9 +16,8 @@ from embedded.projects import CHECKOUT, EXAMPLE, Projects, clone, commit, files_
 
 DATA = CHECKOUT.parent / "shared" / "data"
 pytestmark = [
-    pytest.mark.requires("package-index"),
+    pytest.mark.requires("package-index", "taxi-months"),
     pytest.mark.timeout(1800),
-    pytest.mark.skipif(not DATA.is_dir(), reason=f"needs the months of trips in {DATA}"),
 ]
 PROJECTS, README = "docs/projects.md", str(EXAMPLE / "README.md")
 # Commands in the text that are run elsewhere, or say in words what a block does.

@@ -55,17 +55,7 @@ class Traced:
         return labels
 
     def mlflow_runs(self, run_id: str) -> list[dict[str, Any]]:
-        found = self.servers.mlflow.get(
-            "/experiments/get-by-name", params={"experiment_name": "lineage"}
-        ).json()
-        query = {
-            "experiment_ids": [found["experiment"]["experiment_id"]],
-            "filter": f"tags.`mlops.prefect_flow_run_id` = '{run_id}'",
-        }
-        runs: list[dict[str, Any]] = self.servers.mlflow.post("/runs/search", json=query).json()[
-            "runs"
-        ]
-        return runs
+        return self.servers.mlflow_runs("lineage", run_id)
 
     def reproduce(self, *options: str) -> tuple[int, dict[str, Any]]:
         done = self.platform.cli("runs", "reproduce", self.id, "--json", *options)
