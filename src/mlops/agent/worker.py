@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
 from typing import Any
@@ -18,9 +18,9 @@ import anyio
 import anyio.abc
 import anyio.to_thread
 from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Failed
-from prefect.utilities.processutils import command_to_string
 from prefect.workers.process import (
     ProcessJobConfiguration,
     ProcessWorker,
@@ -30,8 +30,10 @@ from prefect.workers.process import (
 from mlops.agent import flow_process
 from mlops.agent.attempts import Attempt, AttemptJournal, OpenAttempt
 from mlops.agent.code_cache import CodeCache
+from mlops.agent.deployments import RecentDeployments
 from mlops.agent.environments import Environment, EnvironmentCache, EnvironmentSpec
 from mlops.agent.gpus import describe_gpus
+from mlops.agent.job import AgentJobConfiguration, AgentVariables
 from mlops.agent.out_of_memory import OutOfMemoryWatch
 from mlops.agent.outage import Outage
 from mlops.agent.recovery import recover_regularly
@@ -49,19 +51,7 @@ STOP_REPORT_SECONDS = 5.0
 LEFTOVERS_SECONDS = 2.0
 
 
-class AgentJobConfiguration(ProcessJobConfiguration):
-    """Prefect's configuration of one run, with a command that is known only at the start."""
-
-    @property
-    def has_own_command(self) -> bool:
-        """Whether the deployment or the run names a command in its job variables."""
-        return self._command_configured
-
-    def use_command(self, command: list[str]) -> None:
-        """Run this command instead of the worker's own interpreter."""
-        self.command = command_to_string(command)
-        # Prefect notes in prepare_for_flow_run whether a command was given; ours comes later.
-        self._command_configured = True
+Gate = Callable[[list[FlowRun]], Awaitable[list[FlowRun]]]
 
 
 class Agent(ProcessWorker):
@@ -74,6 +64,7 @@ class Agent(ProcessWorker):
 
     type = "process"
     job_configuration = AgentJobConfiguration
+    job_configuration_variables = AgentVariables  # type: ignore[assignment]
     _display_name = "mlops agent"
 
     @classmethod
@@ -101,6 +92,8 @@ class Agent(ProcessWorker):
         self._heartbeat = Heartbeat(settings)
         self._outage = Outage()
         self._has_met_server = False
+        # Each is given the runs that are on offer, and returns those that may be taken.
+        self._gates: list[Gate] = []
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Take the runs that are due, and note that the server was reached.
@@ -113,6 +106,34 @@ class Agent(ProcessWorker):
             if self._has_met_server:  # before that nothing is asked
                 self._heartbeat.beat()
         return runs
+
+    async def setup(self) -> None:
+        """Connect to the server.
+
+        Source of the contract: `prefect.workers.base.BaseWorker.setup`.
+        """
+        await super().setup()
+        # Prefect's worker asks its client, and so do we.
+        recent = RecentDeployments(self.client)
+        self.client.read_deployment = recent.read  # type: ignore[method-assign]
+
+    async def _submit_scheduled_flow_runs(
+        self, flow_run_response: list[WorkerFlowRunResponse]
+    ) -> list[FlowRun]:
+        """Submit those of the runs on offer that this agent may take now.
+
+        Prefect's worker has no public point between asking and taking.
+        """
+        offered = {each.flow_run.id: each for each in flow_run_response}
+        runs = [
+            each.flow_run
+            for each in flow_run_response
+            if each.flow_run.id not in self._submitting_flow_run_ids
+        ]
+        for admit in self._gates:
+            if runs:
+                runs = await admit(runs)
+        return await super()._submit_scheduled_flow_runs([offered[run.id] for run in runs])
 
     async def sync_with_backend(self) -> None:
         """Tell the server that this agent lives, and learn what has changed of its pool.
