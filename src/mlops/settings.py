@@ -201,6 +201,10 @@ class AgentSettings(S3Settings, PrefectSettings, MlflowSettings, HeartbeatSettin
     mlops_cache_dir: Path = Path("~/.cache/mlops")
     mlops_prebuilt_dir: Path | None = None  # environments that the agent's image brings along
     mlops_environment_cache_bytes: int = Field(default=50 * 10**9, gt=0)
+    # Processes that runs are forked from: how many environments have one, and how much of its
+    # memory importing ahead may take up.
+    mlops_warm_environments: int = Field(default=4, ge=0)
+    mlops_warm_bytes: int = Field(default=2 * 10**9, gt=0)
     torch_backend: str | None = None  # uv's --torch-backend; empty: the default index
     mlops_python_downloads: bool = False  # may uv fetch interpreters by itself?
 

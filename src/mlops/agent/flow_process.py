@@ -12,6 +12,7 @@ A script for the flow's own environment: standard library only, and Python from 
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import importlib.abc
@@ -21,6 +22,7 @@ import inspect
 import json
 import os
 import runpy
+import site
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
 
 ATTEMPT_TAG = "mlops.attempt"  # as in `mlops.lineage`, which cannot be imported here
 OPEN = {"RUNNING", "SCHEDULED"}
+ENGINE = "prefect.engine"
+MODULES_VARIABLE = "MLOPS_MODULES_FILE"
 
 
 def adding_tags(
@@ -142,7 +146,7 @@ def read_context() -> Mapping[str, str]:
 
 
 def extend_mlflow(context: Context) -> None:
-    """Extend MLflow when it is imported.
+    """Extend MLflow, now or when it is imported.
 
     Args:
         context: The run context.
@@ -154,14 +158,46 @@ def extend_mlflow(context: Context) -> None:
     sys.meta_path.insert(0, Extensions(extend))
 
 
-def main() -> None:
-    """Run Prefect's engine as `python -m prefect.engine` does."""
-    if read_context():
-        extend_mlflow(read_context)
+def report_modules(file: Path) -> None:
+    """Write down what the run has imported of its environment, to be imported ahead from then on.
+
+    Args:
+        file: Where to; the agent reads it when the run has ended.
+    """
+    packages = tuple(f"{path}{os.sep}" for path in site.getsitepackages())
+    names = [
+        name
+        for name, module in list(sys.modules.items())
+        if (getattr(module, "__file__", None) or "").startswith(packages)
+        and getattr(getattr(module, "__spec__", None), "name", "") == name
+    ]
+    with contextlib.suppress(OSError):
+        file.write_text("\n".join(names))
+
+
+def run_engine(folder: str) -> None:
+    """Run Prefect's engine as `python -m prefect.engine` does.
+
+    Args:
+        folder: The current one, as `sys.path` has it for a module that is run.
+    """
+    if file := os.environ.pop(MODULES_VARIABLE, ""):
+        atexit.register(report_modules, Path(file))  # called last: the others import, too
     sys.meta_path.append(OurPackage())
     if not getattr(sys.flags, "safe_path", False):
-        sys.path[0] = os.getcwd()  # noqa: PTH109
-    runpy.run_module("prefect.engine", run_name="__main__", alter_sys=True)
+        sys.path.insert(0, folder)
+    sys.argv = [__file__]
+    sys.modules.pop(ENGINE, None)  # a warm process has it as a module, which runpy warns of
+    runpy.run_module(ENGINE, run_name="__main__", alter_sys=True)
+
+
+def main() -> None:
+    """Be a flow's process."""
+    if not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]  # this script's own folder
+    if read_context():
+        extend_mlflow(read_context)
+    run_engine(os.getcwd())  # noqa: PTH109
 
 
 if __name__ == "__main__":

@@ -153,18 +153,15 @@ def _is_chosen(given: Mapping[str, str | None], name: str) -> bool:
     return given.get(name) not in {None, os.environ.get(name)}
 
 
-def own_environment(environment: Environment, entrypoint: str) -> dict[str, str | None]:
+def own_environment(environment: Environment) -> dict[str, str | None]:
     """Return what a run in an environment of its own finds set, besides the agent's variables.
 
     Args:
         environment: Its packages.
-        entrypoint: The flow's file on this host, with `:function`.
     """
     hidden: dict[str, str | None] = dict.fromkeys(_PRIVATE_VARIABLES)
     return hidden | {
         "PATH": f"{environment.python.parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "VIRTUAL_ENV": str(environment.folder),
         "PYTHONUNBUFFERED": "1",
-        # The code is here already: the engine loads it instead of running the pull step.
-        "PREFECT__FLOW_ENTRYPOINT": entrypoint,
     }

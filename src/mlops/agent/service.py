@@ -78,11 +78,15 @@ def _name(settings: AgentSettings) -> str:
 
 async def _work(agent: Agent, printer: Callable[[str], None]) -> None:
     """Take runs, and end the ones that have lost their agent."""
-    recovery = asyncio.create_task(agent.recover_regularly())
+    beside = [
+        asyncio.create_task(agent.recover_regularly()),
+        asyncio.create_task(agent.keep_warm()),
+    ]
     try:
         await agent.start(printer=printer)
     finally:
-        recovery.cancel()
+        for task in beside:
+            task.cancel()
 
 
 def _ensure_pool_and_queue(settings: AgentSettings) -> None:

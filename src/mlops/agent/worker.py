@@ -8,10 +8,12 @@ told to Prefect and MLflow for all of them.
 import asyncio
 import contextlib
 import dataclasses
+import os
 import threading
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import anyio
@@ -32,6 +34,8 @@ from mlops.agent.attempts import Attempt, AttemptJournal, OpenAttempt
 from mlops.agent.code_cache import CodeCache
 from mlops.agent.deployments import RecentDeployments
 from mlops.agent.environments import Environment, EnvironmentCache, EnvironmentSpec
+from mlops.agent.execution import Execution
+from mlops.agent.flow_starter import FlowStarter
 from mlops.agent.gpus import describe_gpus
 from mlops.agent.job import AgentJobConfiguration, AgentVariables
 from mlops.agent.out_of_memory import OutOfMemoryWatch
@@ -40,6 +44,7 @@ from mlops.agent.recovery import recover_regularly
 from mlops.agent.run_context import BundleSource, RunContext, own_environment
 from mlops.agent.run_ending import NO_ANSWER, ProcessEnd, RunEnding
 from mlops.agent.run_processes import end_processes
+from mlops.agent.warm_pool import WarmPool
 from mlops.bundles import DAMAGED_STATE, BundleError
 from mlops.errors import MlopsError
 from mlops.heartbeat import Heartbeat
@@ -49,6 +54,7 @@ from mlops.storage import ObjectStore
 CANCEL_POLL_SECONDS = 2.0
 STOP_REPORT_SECONDS = 5.0
 LEFTOVERS_SECONDS = 2.0
+MODULES_FILE = "modules"  # beside a run's folder
 
 
 Gate = Callable[[list[FlowRun]], Awaitable[list[FlowRun]]]
@@ -86,6 +92,12 @@ class Agent(ProcessWorker):
             python_downloads=settings.mlops_python_downloads,
             prebuilt=settings.mlops_prebuilt_dir,
         )
+        self._warm = WarmPool(
+            settings.mlops_cache_dir,
+            self._environments,
+            limit=settings.mlops_warm_environments,
+            limit_bytes=settings.mlops_warm_bytes,
+        )
         self._gpu = describe_gpus(settings.gpu_ids)
         self._attempts = AttemptJournal(settings.mlops_cache_dir)
         self._ending = RunEnding(settings)
@@ -113,6 +125,8 @@ class Agent(ProcessWorker):
         Source of the contract: `prefect.workers.base.BaseWorker.setup`.
         """
         await super().setup()
+        assert self._runs_task_group is not None
+        self._execution = Execution(self._runs_task_group)
         # Prefect's worker asks its client, and so do we.
         recent = RecentDeployments(self.client)
         self.client.read_deployment = recent.read  # type: ignore[method-assign]
@@ -153,6 +167,10 @@ class Agent(ProcessWorker):
         """End the runs of this host that have lost their agent, for as long as this one lives."""
         await recover_regularly(self._attempts, self._ending)
 
+    async def keep_warm(self) -> None:
+        """Have processes ready that runs are forked from, for as long as the agent lives."""
+        await self._warm.work()
+
     async def run(
         self,
         flow_run: FlowRun,
@@ -186,7 +204,7 @@ class Agent(ProcessWorker):
                             await self.client.update_flow_run_labels(flow_run.id, prepared.labels)
                         variables = prepared.environment(self._settings, given=configuration.env)
                         configuration.env |= variables
-                        return await self._run_process(flow_run, opened, configuration, task_status)
+                        return await self._run_process(prepared, opened, configuration, task_status)
                     await self.client.set_flow_run_state(flow_run.id, prepared, force=True)
                     opened.close()
                     if task_status is not None:
@@ -200,12 +218,13 @@ class Agent(ProcessWorker):
 
     async def _run_process(
         self,
-        flow_run: FlowRun,
+        context: RunContext,
         opened: OpenAttempt,
         configuration: ProcessJobConfiguration,
         task_status: anyio.abc.TaskStatus[int] | None,
     ) -> ProcessWorkerResult:
-        """Leave the process to Prefect's worker, and the run's end to nobody else."""
+        """Leave the process to Prefect, and the run's end to nobody else."""
+        flow_run = context.flow_run
         memory = OutOfMemoryWatch()
         watchers: list[asyncio.Task[None]] = []
 
@@ -218,13 +237,40 @@ class Agent(ProcessWorker):
             opened.note_process(pid)
             watchers.append(asyncio.create_task(watch(pid)))
 
+        noticed = _StartNotice(notice, task_status)
         try:
-            result = await super().run(flow_run, configuration, _StartNotice(notice, task_status))
+            result = await (
+                self._run_in_environment(flow_run, configuration, context.packages, noticed)
+                if context.packages and isinstance(configuration, AgentJobConfiguration)
+                else super().run(flow_run, configuration, noticed)
+            )
         finally:
             for watcher in watchers:
                 watcher.cancel()
         await self._conclude(flow_run, opened, ProcessEnd(result.status_code, memory.struck))
         return result
+
+    async def _run_in_environment(
+        self,
+        flow_run: FlowRun,
+        configuration: AgentJobConfiguration,
+        environment: Environment,
+        task_status: anyio.abc.TaskStatus[int],
+    ) -> ProcessWorkerResult:
+        """Run a flow of ours; what it imports is there already the next time."""
+        logger = self.get_flow_run_logger(flow_run)
+        report = Path(configuration.working_dir or ".").parent / MODULES_FILE
+        configuration.env[flow_process.MODULES_VARIABLE] = str(report)
+        warm = self._warm.want(environment, _process_environment(environment))
+        try:
+            return await self._execution.run(
+                flow_run,
+                lambda channel: FlowStarter(configuration, warm, self._warm, channel, logger.info),
+                task_status,
+            )
+        finally:
+            if self._warm.memory.learn(environment, report):
+                self._warm.refresh(environment)
 
     async def _end_leftovers(self, attempt: Attempt) -> None:
         """End the children of a process that is gone, unless its flow has completed.
@@ -305,7 +351,9 @@ class Agent(ProcessWorker):
         )
         configuration.working_dir = view
         configuration.use_command([str(environment.python), flow_process.__file__])
-        configuration.env |= own_environment(environment, context.entrypoint(view))
+        configuration.env |= own_environment(environment)
+        # The code is here already: the engine loads it instead of running the pull step.
+        configuration.env["PREFECT__FLOW_ENTRYPOINT"] = context.entrypoint(view)
         return dataclasses.replace(context, packages=environment)
 
     async def _build_environment(
@@ -336,6 +384,12 @@ class Agent(ProcessWorker):
     async def _is_cancelling(self, flow_run: FlowRun) -> bool:
         state = (await self.client.read_flow_run(flow_run.id)).state
         return state is not None and state.is_cancelling()
+
+
+def _process_environment(environment: Environment) -> dict[str, str]:
+    """Return what a process in an environment finds set, without what is a run's own."""
+    variables = {**os.environ, **own_environment(environment)}
+    return {name: value for name, value in variables.items() if value is not None}
 
 
 class _StartNotice:
