@@ -81,6 +81,7 @@ async def _work(agent: Agent, printer: Callable[[str], None]) -> None:
     beside = [
         asyncio.create_task(agent.recover_regularly()),
         asyncio.create_task(agent.keep_warm()),
+        asyncio.create_task(agent.listen()),
     ]
     try:
         await agent.start(printer=printer)

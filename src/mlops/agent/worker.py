@@ -8,6 +8,7 @@ told to Prefect and MLflow for all of them.
 import asyncio
 import contextlib
 import dataclasses
+import math
 import os
 import threading
 from collections.abc import Awaitable, Callable
@@ -15,11 +16,12 @@ from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import anyio
 import anyio.abc
 import anyio.to_thread
-from prefect.client.schemas.objects import FlowRun, State
+from prefect.client.schemas.objects import FlowRun, State, WorkerStatus
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.exceptions import ObjectNotFound
 from prefect.states import Cancelled, Failed
@@ -34,16 +36,19 @@ from mlops.agent.attempts import Attempt, AttemptJournal, OpenAttempt
 from mlops.agent.code_cache import CodeCache
 from mlops.agent.deployments import RecentDeployments
 from mlops.agent.environments import Environment, EnvironmentCache, EnvironmentSpec
+from mlops.agent.event_stream import EventStream
 from mlops.agent.execution import Execution
 from mlops.agent.flow_starter import FlowStarter
 from mlops.agent.gpus import describe_gpus
 from mlops.agent.job import AgentJobConfiguration, AgentVariables
 from mlops.agent.out_of_memory import OutOfMemoryWatch
 from mlops.agent.outage import Outage
+from mlops.agent.pickup import Pickup
 from mlops.agent.recovery import recover_regularly
 from mlops.agent.run_context import BundleSource, RunContext, own_environment
 from mlops.agent.run_ending import NO_ANSWER, ProcessEnd, RunEnding
 from mlops.agent.run_processes import end_processes
+from mlops.agent.turns import Turns
 from mlops.agent.warm_pool import WarmPool
 from mlops.bundles import DAMAGED_STATE, BundleError
 from mlops.errors import MlopsError
@@ -104,20 +109,47 @@ class Agent(ProcessWorker):
         self._heartbeat = Heartbeat(settings)
         self._outage = Outage()
         self._has_met_server = False
+        self._asking = anyio.Lock()
+        self._turns = Turns(self.name)
+        self._pickup = Pickup(self._turns, self._ask_for_runs, self._free_slots)
+        self._events = EventStream(
+            waiting=self._pickup.waiting,
+            taken=self._pickup.taken,
+            deployment_changed=lambda _: None,
+            connected=self._pickup.now,
+        )
         # Each is given the runs that are on offer, and returns those that may be taken.
-        self._gates: list[Gate] = []
+        self._gates: list[Gate] = [self._pickup.admit]
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Take the runs that are due, and note that the server was reached.
 
         Source of the contract: `prefect.workers.base.BaseWorker.get_and_submit_flow_runs`.
         """
+        if self._events.is_connected and not self._pickup.is_poll_due:
+            return []
+        return await self._ask_for_runs()
+
+    async def _ask_for_runs(self) -> list[FlowRun]:
         runs: list[FlowRun] = []
-        with self._outage.bridged():
-            runs = await super().get_and_submit_flow_runs()
-            if self._has_met_server:  # before that nothing is asked
-                self._heartbeat.beat()
+        async with self._asking:
+            with self._outage.bridged():
+                runs = await super().get_and_submit_flow_runs()
+                self._pickup.asked()
+                if self._has_met_server:  # before that nothing is asked
+                    self._heartbeat.beat()
         return runs
+
+    def _release_limit_slot(self, flow_run_id: UUID) -> None:
+        """Give a slot back, and see who waits for it.
+
+        Source of the contract: `prefect.workers.base.BaseWorker._release_limit_slot`.
+        """
+        super()._release_limit_slot(flow_run_id)
+        self._pickup.now()
+
+    def _free_slots(self) -> float:
+        return self.limiter.available_tokens if self._limit else math.inf
 
     async def setup(self) -> None:
         """Connect to the server.
@@ -157,6 +189,8 @@ class Agent(ProcessWorker):
         with self._outage.bridged():
             await super().sync_with_backend()
             self._has_met_server = True
+            workers = await self.client.read_workers_for_work_pool(self._work_pool_name)
+            self._turns.know(each.name for each in workers if each.status == WorkerStatus.ONLINE)
 
     def sweep(self) -> None:
         """Remove what killed agents left in the caches."""
@@ -166,6 +200,14 @@ class Agent(ProcessWorker):
     async def recover_regularly(self) -> None:
         """End the runs of this host that have lost their agent, for as long as this one lives."""
         await recover_regularly(self._attempts, self._ending)
+
+    async def listen(self) -> None:
+        """Take up runs as soon as the server tells of them, for as long as the agent lives."""
+        while not self._has_met_server or self._work_pool is None:
+            await asyncio.sleep(CANCEL_POLL_SECONDS / 10)
+        async with anyio.create_task_group() as tasks:
+            tasks.start_soon(self._events.follow, self._work_pool.id)
+            tasks.start_soon(self._pickup.work)
 
     async def keep_warm(self) -> None:
         """Have processes ready that runs are forked from, for as long as the agent lives."""
