@@ -1,6 +1,7 @@
 """The environments of this host: one for each distinct set of requirements, kept and shared."""
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -83,7 +84,7 @@ class Environment:
     requirements_hash: str
     seconds: float
 
-    @property
+    @functools.cached_property
     def packages_hash(self) -> str:
         """SHA-256 of the names and versions of what is installed; 64 hexadecimal digits."""
         major_minor = ".".join(self.python_version.split(".")[:2])

@@ -7,6 +7,8 @@ to cancellations. That is a good part of a short run's time, and of the server's
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
 
 import anyio
 from anyio.abc import TaskStatus
@@ -40,15 +42,27 @@ class Execution:
     """Runs processes as Prefect's worker does.
 
     Source: `prefect.workers.process.ProcessWorker.run`.
-
-    Args:
-        tasks: Where what it needs lives.
     """
 
-    def __init__(self, tasks: anyio.abc.TaskGroup) -> None:
-        self._tasks = tasks
+    def __init__(self) -> None:
+        self._tasks = anyio.create_task_group()
         self._lock = anyio.Lock()
         self._current: _Generation | None = None
+
+    async def __aenter__(self) -> Self:
+        """Be ready for runs."""
+        await self._tasks.__aenter__()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        """End what was shared; no run is left."""
+        self._tasks.cancel_scope.cancel()
+        await self._tasks.__aexit__(None, None, None)
 
     async def run(
         self,

@@ -29,6 +29,7 @@ import random
 import select
 import signal
 import socket
+import ssl
 import sys
 import tempfile
 import threading
@@ -51,6 +52,7 @@ BASE_MODULES = (
     "prefect._internal.metrics",
     "prefect.events.worker",
 )
+CONTEXTS = 4
 DESCRIPTORS = 4  # request, standard output, standard error, life line
 
 
@@ -123,6 +125,54 @@ def import_ahead(names: list[str], *, limit_seconds: float, limit_bytes: int) ->
             skipped[name] = f"!{reason}"
             break
     return skipped
+
+
+def complete_models() -> None:
+    """Let pydantic finish what it puts off until a model of Prefect's is first used."""
+    base = getattr(sys.modules.get("pydantic"), "BaseModel", None)
+    pending = list(base.__subclasses__()) if base else []
+    while pending:
+        model = pending.pop()
+        pending += model.__subclasses__()
+        if not model.__pydantic_complete__ and model.__module__.startswith("prefect."):
+            with contextlib.suppress(Exception):  # some are never complete
+                model.model_rebuild(raise_errors=False)
+
+
+class ContextsAhead:
+    """TLS contexts that are made before they are asked for, each given out once.
+
+    Prefect makes one for every client, also where it speaks plain HTTP: four for a run, which take
+    25 ms of a core each, for reading the certificates.
+
+    Args:
+        count: How many of them.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._make = ssl.create_default_context
+        self._cafile: str | None = None
+        self._known: tuple[float, int] | None = None
+        with contextlib.suppress(ImportError, OSError):
+            self._cafile = importlib.import_module("certifi").where()
+            self._known = self._state()
+        self._contexts = [self._make(cafile=self._cafile) for _ in range(count)]
+
+    def install(self) -> None:
+        """Give them out from now on."""
+        if self._known:
+            ssl.create_default_context = self.create
+
+    def create(self, *arguments: Any, **options: Any) -> ssl.SSLContext:
+        """Return a context as `ssl.create_default_context` does."""
+        is_ours = not arguments and options == {"cafile": self._cafile}
+        if is_ours and self._contexts and self._state() == self._known:
+            return self._contexts.pop()
+        return self._make(*arguments, **options)
+
+    def _state(self) -> tuple[float, int]:
+        status = os.stat(str(self._cafile))  # noqa: PTH116
+        return status.st_mtime, status.st_size
 
 
 class Mark:
@@ -336,6 +386,8 @@ def main() -> None:
     )
     if broken:
         return
+    complete_models()
+    ContextsAhead(CONTEXTS).install()
     gc.collect()
     gc.freeze()  # a run's collections leave the pages of what is here shared
     random.seed()

@@ -210,7 +210,8 @@ def _is_current(flow_run: FlowRun, attempt: Attempt) -> bool:
     """Return whether nobody has picked the run up again since."""
     labels = flow_run.labels
     return (
-        labels.get("prefect.worker.name") == attempt.worker  # set by Prefect's own workers too
+        # Set by Prefect's own workers, too; without it nobody else has come as far.
+        labels.get("prefect.worker.name", attempt.worker) == attempt.worker
         and labels.get(lineage.ATTEMPT, attempt.name) == attempt.name
     )
 

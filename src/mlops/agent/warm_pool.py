@@ -6,7 +6,6 @@ It replaces the former one when runs have imported modules that it does not have
 """
 
 import asyncio
-import contextlib
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -131,12 +130,7 @@ class WarmPool:
             while True:
                 key = await self._queue.get()
                 self._queued.discard(key)
-                began = time.monotonic()
-                while (
-                    time.monotonic() - self._last_start < QUIET_SECONDS
-                    and time.monotonic() - began < PATIENCE_SECONDS
-                ):
-                    await asyncio.sleep(QUIET_SECONDS / 4)
+                await self._wait_for_quiet()
                 if entry := self._warm.get(key):
                     await self._renew(entry)
         finally:
@@ -144,6 +138,14 @@ class WarmPool:
                 if entry.server:
                     entry.server.kill()
                 entry.resources.close()
+
+    async def _wait_for_quiet(self) -> None:
+        deadline = time.monotonic() + PATIENCE_SECONDS
+        while True:
+            wait = self._last_start + QUIET_SECONDS - time.monotonic()
+            if wait <= 0 or time.monotonic() > deadline:
+                return
+            await asyncio.sleep(wait)
 
     def _enqueue(self, entry: WarmEnvironment) -> None:
         if entry.failures >= FAILURES:
@@ -159,30 +161,17 @@ class WarmPool:
         modules = self.memory.read(entry.environment)
         if entry.server and entry.server.is_alive and entry.wanted == tuple(modules.to_import):
             return
-        try:
-            while True:
-                resources = ExitStack()
-                resources.enter_context(self._environments.lease(entry.environment))
-                modules = self.memory.read(entry.environment)
-                server = await WarmServer.start(
-                    entry.environment.python, entry.variables, self._plan(modules)
-                )
-                readiness = await server.ready()
-                if readiness.ready:
-                    break
-                server.kill()
-                resources.close()
-                unfit = {n: r[1:] for n, r in readiness.skipped.items() if r.startswith("!")}
-                if not unfit:
-                    raise WarmStartError("Prefect's own modules make it unfit for forking")
-                self._deny(entry, unfit)
-        except (WarmStartError, EnvironmentGoneError, OSError) as error:
-            resources.close()
-            self._note_failure(entry, str(error))
-            return
+        with ExitStack() as stack:
+            try:
+                stack.enter_context(self._environments.lease(entry.environment))
+                server, readiness = await self._start(entry)
+            except (WarmStartError, EnvironmentGoneError, OSError) as error:
+                self._note_failure(entry, str(error))
+                return
+            resources = stack.pop_all()
         self._retire(entry)
         entry.server, entry.readiness, entry.resources = server, readiness, resources
-        entry.wanted, entry.failures = tuple(modules.to_import), 0
+        entry.failures = 0
         logger.info(
             "environment %s: warm in %.1f s, %d modules ahead",
             entry.environment.key,
@@ -191,13 +180,29 @@ class WarmPool:
         )
         self._keep_limit()
 
-    def _deny(self, entry: WarmEnvironment, unfit: dict[str, str]) -> None:
-        """Keep out what made a process unfit."""
-        for name, reason in unfit.items():
-            logger.warning(
-                "environment %s: %s is not imported ahead: %s", entry.environment.key, name, reason
+    async def _start(self, entry: WarmEnvironment) -> tuple[WarmServer, Readiness]:
+        """Start a server without the modules that make it unfit for forking.
+
+        Raises:
+            WarmStartError: It does not start, or is unfit with Prefect alone.
+        """
+        while True:
+            modules = self.memory.read(entry.environment)
+            server = await WarmServer.start(
+                entry.environment.python, entry.variables, self._plan(modules)
             )
-        self.memory.deny(entry.environment, unfit)
+            readiness = await server.ready()
+            if readiness.ready:
+                entry.wanted = tuple(modules.to_import)
+                return server, readiness
+            server.kill()
+            unfit = {n: r[1:] for n, r in readiness.skipped.items() if r.startswith("!")}
+            if not unfit:
+                raise WarmStartError("Prefect alone makes it unfit for forking")
+            for name, reason in unfit.items():
+                key = entry.environment.key
+                logger.warning("environment %s: %s is not imported ahead: %s", key, name, reason)
+            self.memory.deny(entry.environment, unfit)
 
     def _plan(self, modules: LearnedModules) -> dict[str, Any]:
         return {
@@ -230,7 +235,6 @@ class WarmPool:
 
 
 async def _end(server: WarmServer, resources: ExitStack) -> None:
-    with resources, contextlib.suppress(asyncio.CancelledError):
-        while server.is_alive and server.running:
-            await asyncio.sleep(QUIET_SECONDS)
+    with resources:
+        await server.idle.wait()
         await server.stop()

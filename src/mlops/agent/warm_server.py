@@ -134,6 +134,8 @@ class WarmServer:
         self._early: dict[int, int] = {}  # ends that were told before their start was noticed
         self._pumps: set[asyncio.Task[None]] = set()
         self._listener = asyncio.create_task(self._listen())
+        self.idle = asyncio.Event()  # it has no run that has not ended
+        self.idle.set()
         self.started = time.time()
         self.served = 0
 
@@ -187,11 +189,6 @@ class WarmServer:
         """Whether it can be asked."""
         return self._process.returncode is None and not self._listener.done()
 
-    @property
-    def running(self) -> int:
-        """How many runs it has that have not ended."""
-        return len(self._runs)
-
     def memory_bytes(self) -> int:
         """Return its share of the memory (PSS), without that of its runs."""
         try:
@@ -243,6 +240,7 @@ class WarmServer:
             process.status.set_result(self._early.pop(pid))
         elif self.is_alive:
             self._runs[pid] = process
+            self.idle.clear()
         else:
             process.status.set_exception(WarmStartError("it has ended"))
         return process
@@ -281,6 +279,7 @@ class WarmServer:
                 if not process.status.done():
                     process.status.set_exception(error)
             self._runs.clear()
+            self.idle.set()
             if not self._readiness.done():
                 self._readiness.set_exception(error)
 
@@ -291,6 +290,8 @@ class WarmServer:
         ended = _Ended.model_validate_json(line)
         if process := self._runs.pop(ended.pid, None):
             process.status.set_result(ended.status)
+            if not self._runs:
+                self.idle.set()
         else:
             self._early[ended.pid] = ended.status
 

@@ -11,6 +11,7 @@ import dataclasses
 import math
 import os
 import threading
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
 from functools import partial
@@ -34,7 +35,6 @@ from prefect.workers.process import (
 from mlops.agent import flow_process
 from mlops.agent.attempts import Attempt, AttemptJournal, OpenAttempt
 from mlops.agent.code_cache import CodeCache
-from mlops.agent.deployments import RecentDeployments
 from mlops.agent.environments import Environment, EnvironmentCache, EnvironmentSpec
 from mlops.agent.event_stream import EventStream
 from mlops.agent.execution import Execution
@@ -44,9 +44,11 @@ from mlops.agent.job import AgentJobConfiguration, AgentVariables
 from mlops.agent.out_of_memory import OutOfMemoryWatch
 from mlops.agent.outage import Outage
 from mlops.agent.pickup import Pickup
+from mlops.agent.recent_answers import RecentAnswers
 from mlops.agent.recovery import recover_regularly
-from mlops.agent.run_context import BundleSource, RunContext, own_environment
+from mlops.agent.run_context import BundleSource, Labels, RunContext, own_environment
 from mlops.agent.run_ending import NO_ANSWER, ProcessEnd, RunEnding
+from mlops.agent.run_labels import RunLabels
 from mlops.agent.run_processes import end_processes
 from mlops.agent.turns import Turns
 from mlops.agent.warm_pool import WarmPool
@@ -57,6 +59,8 @@ from mlops.settings import AgentSettings
 from mlops.storage import ObjectStore
 
 CANCEL_POLL_SECONDS = 2.0
+DEPLOYMENT_SECONDS = 2.0
+FLOW_SECONDS = 60.0  # of a flow only the name matters, by which it is known
 STOP_REPORT_SECONDS = 5.0
 LEFTOVERS_SECONDS = 2.0
 MODULES_FILE = "modules"  # beside a run's folder
@@ -110,6 +114,7 @@ class Agent(ProcessWorker):
         self._outage = Outage()
         self._has_met_server = False
         self._asking = anyio.Lock()
+        self._has_pool = asyncio.Event()
         self._turns = Turns(self.name)
         self._pickup = Pickup(self._turns, self._ask_for_runs, self._free_slots)
         self._events = EventStream(
@@ -148,6 +153,32 @@ class Agent(ProcessWorker):
         super()._release_limit_slot(flow_run_id)
         self._pickup.now()
 
+    async def _propose_submitting_state(self, flow_run: FlowRun) -> None:
+        """Leave a run Pending, which says as much, until its process says Running.
+
+        Source of the contract: `prefect.workers.base.BaseWorker._propose_submitting_state`.
+        """
+
+    async def _give_worker_labels_to_flow_run(self, flow_run_id: UUID) -> None:
+        """Leave these labels to `run`, which tells the server all of a run's in one request.
+
+        Source of the contract: `prefect.workers.base.BaseWorker._give_worker_labels_to_flow_run`.
+        """
+
+    def _labels_of(self, flow_run: FlowRun) -> RunLabels:
+        logger = self.get_flow_run_logger(flow_run)
+        return RunLabels(self.client, flow_run.id, self._worker_labels, logger.warning)
+
+    @property
+    def _worker_labels(self) -> Labels:
+        """What Prefect's worker says of itself on its runs."""
+        return {
+            "prefect.worker.name": self.name,
+            "prefect.worker.type": self.type,
+            "prefect.work-pool.name": self.work_pool.name,
+            "prefect.work-pool.id": str(self.work_pool.id),
+        }
+
     def _free_slots(self) -> float:
         return self.limiter.available_tokens if self._limit else math.inf
 
@@ -156,12 +187,14 @@ class Agent(ProcessWorker):
 
         Source of the contract: `prefect.workers.base.BaseWorker.setup`.
         """
+        # Left last: the runs, which Prefect's worker enters after it, need it to the end.
+        self._execution = await self._exit_stack.enter_async_context(Execution())
         await super().setup()
-        assert self._runs_task_group is not None
-        self._execution = Execution(self._runs_task_group)
         # Prefect's worker asks its client, and so do we.
-        recent = RecentDeployments(self.client)
-        self.client.read_deployment = recent.read  # type: ignore[method-assign]
+        deployments = RecentAnswers(self.client.read_deployment, fresh_seconds=DEPLOYMENT_SECONDS)
+        flows = RecentAnswers(self.client.read_flow, fresh_seconds=FLOW_SECONDS)
+        self.client.read_deployment = deployments.read  # type: ignore[method-assign,assignment]
+        self.client.read_flow = flows.read  # type: ignore[method-assign,assignment]
 
     async def _submit_scheduled_flow_runs(
         self, flow_run_response: list[WorkerFlowRunResponse]
@@ -190,6 +223,7 @@ class Agent(ProcessWorker):
             await super().sync_with_backend()
             self._has_met_server = True
             workers = await self.client.read_workers_for_work_pool(self._work_pool_name)
+            self._has_pool.set()
             self._turns.know(each.name for each in workers if each.status == WorkerStatus.ONLINE)
 
     def sweep(self) -> None:
@@ -203,10 +237,9 @@ class Agent(ProcessWorker):
 
     async def listen(self) -> None:
         """Take up runs as soon as the server tells of them, for as long as the agent lives."""
-        while not self._has_met_server or self._work_pool is None:
-            await asyncio.sleep(CANCEL_POLL_SECONDS / 10)
+        await self._has_pool.wait()
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(self._events.follow, self._work_pool.id)
+            tasks.start_soon(self._events.follow, self.work_pool.id)
             tasks.start_soon(self._pickup.work)
 
     async def keep_warm(self) -> None:
@@ -238,15 +271,17 @@ class Agent(ProcessWorker):
                 gpu=self._gpu,
             )
             try:
-                await self.client.update_flow_run_labels(flow_run.id, context.labels)
                 async with AsyncExitStack() as stack:
+                    labels = await stack.enter_async_context(self._labels_of(flow_run))
+                    labels.tell_soon(context.labels)
                     prepared = await self._prepare(context, configuration, stack)
                     if isinstance(prepared, RunContext):
-                        if prepared != context:
-                            await self.client.update_flow_run_labels(flow_run.id, prepared.labels)
+                        labels.tell(prepared.labels)
                         variables = prepared.environment(self._settings, given=configuration.env)
                         configuration.env |= variables
-                        return await self._run_process(prepared, opened, configuration, task_status)
+                        return await self._run_process(
+                            prepared, opened, configuration, labels, task_status
+                        )
                     await self.client.set_flow_run_state(flow_run.id, prepared, force=True)
                     opened.close()
                     if task_status is not None:
@@ -263,6 +298,7 @@ class Agent(ProcessWorker):
         context: RunContext,
         opened: OpenAttempt,
         configuration: ProcessJobConfiguration,
+        labels: RunLabels,
         task_status: anyio.abc.TaskStatus[int] | None,
     ) -> ProcessWorkerResult:
         """Leave the process to Prefect, and the run's end to nobody else."""
@@ -289,6 +325,7 @@ class Agent(ProcessWorker):
         finally:
             for watcher in watchers:
                 watcher.cancel()
+        await labels.told()
         await self._conclude(flow_run, opened, ProcessEnd(result.status_code, memory.struck))
         return result
 
@@ -355,6 +392,7 @@ class Agent(ProcessWorker):
         ):
             return context
         prepared: RunContext | State[None]
+        began = time.monotonic()
         try:
             prepared = await self._bring_code_and_packages(
                 context, context.source, configuration, stack
@@ -365,7 +403,9 @@ class Agent(ProcessWorker):
                 name=DAMAGED_STATE if isinstance(error, BundleError) else None,
                 message=f"{str(error).splitlines()[0]} (see the run's log)",
             )
-        if await self._is_cancelling(context.flow_run):
+        # Of a run that starts at once the server itself refuses the start.
+        is_late = time.monotonic() - began > CANCEL_POLL_SECONDS
+        if is_late and await self._is_cancelling(context.flow_run):
             return Cancelled(message="cancelled before it started")
         return prepared
 
