@@ -15,9 +15,8 @@ from prefect.client.schemas.objects import FlowRun
 from prefect.runner._control_channel import ControlChannel
 from prefect.runner._process_manager import ProcessHandle, create_isolated_termination_scope
 from prefect.runner._starter_engine import EngineCommandStarter
-from prefect.settings.context import get_current_settings
 
-from mlops.agent.job import AgentJobConfiguration
+from mlops.agent.job import AgentJobConfiguration, settings_environment
 from mlops.agent.warm_pool import WarmEnvironment, WarmPool
 from mlops.agent.warm_server import ForkRequest, WarmProcess, WarmStartError
 
@@ -109,7 +108,7 @@ class FlowStarter:
         variables: dict[str, str | None] = {
             **os.environ,
             **self._configuration.env,
-            **get_current_settings().to_environment_variables(exclude_unset=True),
+            **settings_environment(),
             "PREFECT__FLOW_RUN_ID": str(flow_run.id),
             "PREFECT__ENABLE_CANCELLATION_AND_CRASHED_HOOKS": "false",
         }

@@ -8,6 +8,7 @@ told to Prefect and MLflow for all of them.
 import asyncio
 import contextlib
 import dataclasses
+import functools
 import math
 import os
 import threading
@@ -113,6 +114,7 @@ class Agent(ProcessWorker):
         self._heartbeat = Heartbeat(settings)
         self._outage = Outage()
         self._has_met_server = False
+        self._store = functools.cache(partial(ObjectStore, settings))
         self._asking = anyio.Lock()
         self._has_pool = asyncio.Event()
         self._turns = Turns(self.name)
@@ -417,7 +419,7 @@ class Agent(ProcessWorker):
         stack: AsyncExitStack,
     ) -> RunContext:
         """Bring code and environment to this host and point the run's process at them."""
-        store = ObjectStore(self._settings, source.bucket)
+        store = self._store(source.bucket)
         folder, manifest = await anyio.to_thread.run_sync(self._code.ensure, store, source.prefix)
         spec = EnvironmentSpec(
             folder=folder,
