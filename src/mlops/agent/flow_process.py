@@ -21,6 +21,7 @@ import importlib.util
 import inspect
 import json
 import os
+import resource
 import runpy
 import site
 import sys
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 ATTEMPT_TAG = "mlops.attempt"  # as in `mlops.lineage`, which cannot be imported here
 OPEN = {"RUNNING", "SCHEDULED"}
 ENGINE = "prefect.engine"
-MODULES_VARIABLE = "MLOPS_MODULES_FILE"
+REPORT_VARIABLE = "MLOPS_REPORT_FILE"
 
 
 def adding_tags(
@@ -86,6 +87,40 @@ def extend_fluent(module: ModuleType, context: Context) -> None:
         return {key: value for key, value in context().items() if key == ATTEMPT_TAG}
 
     vars(module)["start_run"] = adding_tags(module.start_run, tags_for)
+
+
+class MlflowUse:
+    """Whether this process has spoken to an MLflow server."""
+
+    STORE = "mlflow.store.tracking.rest_store"
+
+    def __init__(self) -> None:
+        self._is_watched = False
+        self._is_seen = False
+
+    def watch(self, module: ModuleType) -> None:
+        """Notice when a client is made.
+
+        Args:
+            module: `mlflow.store.tracking.rest_store`.
+        """
+        make = module.RestStore.__init__
+
+        @functools.wraps(make)
+        def notice(store: Any, *arguments: Any, **named: Any) -> None:
+            self._is_seen = True
+            make(store, *arguments, **named)
+
+        module.RestStore.__init__ = notice
+        self._is_watched = True
+
+    @property
+    def is_possible(self) -> bool:
+        """Whether it may have; no only where that is certain."""
+        return self._is_seen or (self.STORE in sys.modules and not self._is_watched)
+
+
+MLFLOW_USE = MlflowUse()
 
 
 class Extensions(importlib.abc.MetaPathFinder):
@@ -151,28 +186,40 @@ def extend_mlflow(context: Context) -> None:
     Args:
         context: The run context.
     """
-    extend = {
+    extend: dict[str, Callable[[ModuleType], None]] = {
         "mlflow.tracking.client": functools.partial(extend_client, context=context),
         "mlflow.tracking.fluent": functools.partial(extend_fluent, context=context),
+        MlflowUse.STORE: MLFLOW_USE.watch,
     }
     sys.meta_path.insert(0, Extensions(extend))
 
 
-def report_modules(file: Path) -> None:
-    """Write down what the run has imported of its environment, to be imported ahead from then on.
+def had_children() -> bool:
+    """Return whether this process has started others, which may have done anything."""
+    if resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss:
+        return True
+    try:
+        return any(file.read_bytes() for file in Path("/proc/self/task").glob("*/children"))
+    except OSError:
+        return True
+
+
+def report(file: Path) -> None:
+    """Write down what the agent wants to know of a run that has ended by itself.
 
     Args:
-        file: Where to; the agent reads it when the run has ended.
+        file: Where to.
     """
     packages = tuple(f"{path}{os.sep}" for path in site.getsitepackages())
-    names = [
+    modules = [
         name
         for name, module in list(sys.modules.items())
         if (getattr(module, "__file__", None) or "").startswith(packages)
         and getattr(getattr(module, "__spec__", None), "name", "") == name
     ]
+    content = {"modules": modules, "may_have_logged": MLFLOW_USE.is_possible or had_children()}
     with contextlib.suppress(OSError):
-        file.write_text("\n".join(names))
+        file.write_text(json.dumps(content))
 
 
 def run_engine(folder: str) -> None:
@@ -181,8 +228,8 @@ def run_engine(folder: str) -> None:
     Args:
         folder: The current one, as `sys.path` has it for a module that is run.
     """
-    if file := os.environ.pop(MODULES_VARIABLE, ""):
-        atexit.register(report_modules, Path(file))  # called last: the others import, too
+    if file := os.environ.pop(REPORT_VARIABLE, ""):
+        atexit.register(report, Path(file))  # called last: the others import, too
     sys.meta_path.append(OurPackage())
     if not getattr(sys.flags, "safe_path", False):
         sys.path.insert(0, folder)

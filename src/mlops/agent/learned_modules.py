@@ -60,17 +60,13 @@ class ModuleMemory:
         if declared != known.declared:
             self._write(environment, known.model_copy(update={"declared": declared}))
 
-    def learn(self, environment: Environment, report: Path) -> bool:
-        """Add what a run has reported; return whether that is news.
+    def learn(self, environment: Environment, names: Iterable[str]) -> bool:
+        """Add what a run has imported; return whether that is news.
 
         Args:
             environment: The run's.
-            report: Its list, one name a line; missing where it was killed.
+            names: In the order in which they were imported.
         """
-        try:
-            names = report.read_text().splitlines()
-        except (OSError, UnicodeDecodeError):
-            return False
         known = self.read(environment)
         seen = tuple(dict.fromkeys((*known.seen, *names)))[:MODULES_MAXIMUM]
         if seen == known.seen:

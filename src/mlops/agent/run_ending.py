@@ -64,10 +64,12 @@ class ProcessEnd:
     Args:
         status_code: Its exit code, or the negative number of the signal that killed it.
         out_of_memory: The kernel was killing for want of memory at that time.
+        may_have_logged: Whether there may be MLflow runs of it.
     """
 
     status_code: int
     out_of_memory: bool = False
+    may_have_logged: bool = True
 
     def __str__(self) -> str:
         if self.status_code >= 0:
@@ -116,7 +118,8 @@ class RunEnding:
             status = await _tell_prefect(client, flow_run, attempt, reason)
         except ObjectNotFound:  # deleted in the UI
             flow_run, status = None, "KILLED"
-        if status is not None and attempt.pid is not None:
+        may_have_logged = not isinstance(reason, ProcessEnd) or reason.may_have_logged
+        if status is not None and attempt.pid is not None and may_have_logged:
             try:
                 runs = await self._end_mlflow_runs(client, flow_run, attempt, status)
                 if flow_run and runs:

@@ -51,6 +51,7 @@ from mlops.agent.run_context import BundleSource, Labels, RunContext, own_enviro
 from mlops.agent.run_ending import NO_ANSWER, ProcessEnd, RunEnding
 from mlops.agent.run_labels import RunLabels
 from mlops.agent.run_processes import end_processes
+from mlops.agent.run_report import REPORT_FILE, RunReport
 from mlops.agent.turns import Turns
 from mlops.agent.warm_pool import WarmPool
 from mlops.bundles import DAMAGED_STATE, BundleError
@@ -64,7 +65,6 @@ DEPLOYMENT_SECONDS = 2.0
 FLOW_SECONDS = 60.0  # of a flow only the name matters, by which it is known
 STOP_REPORT_SECONDS = 5.0
 LEFTOVERS_SECONDS = 2.0
-MODULES_FILE = "modules"  # beside a run's folder
 
 
 Gate = Callable[[list[FlowRun]], Awaitable[list[FlowRun]]]
@@ -328,7 +328,12 @@ class Agent(ProcessWorker):
             for watcher in watchers:
                 watcher.cancel()
         await labels.told()
-        await self._conclude(flow_run, opened, ProcessEnd(result.status_code, memory.struck))
+        end = ProcessEnd(
+            result.status_code,
+            memory.struck,
+            may_have_logged=RunReport.read(_report_file(configuration)).may_have_logged,
+        )
+        await self._conclude(flow_run, opened, end)
         return result
 
     async def _run_in_environment(
@@ -340,8 +345,7 @@ class Agent(ProcessWorker):
     ) -> ProcessWorkerResult:
         """Run a flow of ours; what it imports is there already the next time."""
         logger = self.get_flow_run_logger(flow_run)
-        report = Path(configuration.working_dir or ".").parent / MODULES_FILE
-        configuration.env[flow_process.MODULES_VARIABLE] = str(report)
+        configuration.env[flow_process.REPORT_VARIABLE] = str(_report_file(configuration))
         warm = self._warm.want(environment, _process_environment(environment))
         try:
             return await self._execution.run(
@@ -350,7 +354,8 @@ class Agent(ProcessWorker):
                 task_status,
             )
         finally:
-            if self._warm.memory.learn(environment, report):
+            report = RunReport.read(_report_file(configuration))
+            if self._warm.memory.learn(environment, report.modules):
                 self._warm.refresh(environment)
 
     async def _end_leftovers(self, attempt: Attempt) -> None:
@@ -468,6 +473,10 @@ class Agent(ProcessWorker):
     async def _is_cancelling(self, flow_run: FlowRun) -> bool:
         state = (await self.client.read_flow_run(flow_run.id)).state
         return state is not None and state.is_cancelling()
+
+
+def _report_file(configuration: ProcessJobConfiguration) -> Path:
+    return Path(configuration.working_dir or "").parent / REPORT_FILE
 
 
 def _process_environment(environment: Environment) -> dict[str, str]:
