@@ -24,6 +24,7 @@ PATIENCE_SECONDS = 30.0  # after so long it is warmed although runs start all th
 IMPORT_SECONDS = 60.0
 FAILURES = 3  # after so many an environment has none for a while
 RETRY_SECONDS = 600.0
+KEPT_SECONDS = 300.0  # since its last use, a process gives way to none of another environment
 
 logger = get_logger("mlops.agent")
 
@@ -148,6 +149,9 @@ class WarmPool:
             await asyncio.sleep(wait)
 
     def _enqueue(self, entry: WarmEnvironment) -> None:
+        if self._limit == 0:
+            entry.why_not = "MLOPS_WARM_ENVIRONMENTS is 0"
+            return
         if entry.failures >= FAILURES:
             if time.monotonic() - entry.failed < RETRY_SECONDS:
                 return
@@ -160,6 +164,9 @@ class WarmPool:
         """Start a server for an environment, and let it take the place of the former."""
         modules = self.memory.read(entry.environment)
         if entry.server and entry.server.is_alive and entry.wanted == tuple(modules.to_import):
+            return
+        if not self._has_room(entry):
+            entry.why_not = "other environments are in use (MLOPS_WARM_ENVIRONMENTS)"
             return
         with ExitStack() as stack:
             try:
@@ -225,6 +232,11 @@ class WarmPool:
             self._retiring.add(task)
             task.add_done_callback(self._retiring.discard)
         entry.server, entry.readiness, entry.resources = None, None, ExitStack()
+
+    def _has_room(self, entry: WarmEnvironment) -> bool:
+        others = [each for each in self._warm.values() if each.server and each is not entry]
+        oldest = min((each.last_used for each in others), default=0.0)
+        return len(others) < self._limit or time.monotonic() - oldest > KEPT_SECONDS
 
     def _keep_limit(self) -> None:
         """Let those go that were not used for longest."""

@@ -20,7 +20,7 @@ from mlops.agent.run_processes import ATTEMPT_VARIABLE
 
 PROGRAM = Path(__file__).with_name("fork_server.py")
 START_SECONDS = 120.0  # until a server must be ready
-FORK_SECONDS = 5.0  # until a run must have started; a fork takes milliseconds
+FORK_SECONDS = 10.0  # until a run must have started; a fork takes milliseconds
 LAST_WORD_SECONDS = 1.0
 STOP_SECONDS = 5.0
 NO_MARK = "0" * 32  # as long as an attempt's name; written over in each run's process
@@ -90,7 +90,8 @@ class WarmProcess:
         self._descriptor = os.pidfd_open(pid)
         self._gone = asyncio.Event()
         asyncio.get_running_loop().add_reader(self._descriptor, self._notice_end)
-        self.status: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        # What its parent says; None: that is gone.
+        self.status: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
 
     def _notice_end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._descriptor)
@@ -103,8 +104,9 @@ class WarmProcess:
         Its parent tells. If that is gone, the process has told itself, or was killed.
         """
         await self._gone.wait()
-        with contextlib.suppress(TimeoutError, WarmStartError):
+        with contextlib.suppress(TimeoutError):
             self.returncode = await asyncio.wait_for(asyncio.shield(self.status), FORK_SECONDS)
+        if self.returncode is not None:
             return self.returncode
         line = b""
         with contextlib.suppress(TimeoutError):  # its children may hold the other end
@@ -242,7 +244,7 @@ class WarmServer:
             self._runs[pid] = process
             self.idle.clear()
         else:
-            process.status.set_exception(WarmStartError("it has ended"))
+            process.status.set_result(None)
         return process
 
     async def _await_start(self, life_line: asyncio.StreamReader) -> int:
@@ -274,14 +276,12 @@ class WarmServer:
             pass
         finally:
             self._control.close()
-            error = WarmStartError("it has ended")
             for process in self._runs.values():
-                if not process.status.done():
-                    process.status.set_exception(error)
+                process.status.set_result(None)
             self._runs.clear()
             self.idle.set()
             if not self._readiness.done():
-                self._readiness.set_exception(error)
+                self._readiness.set_exception(WarmStartError("it has ended"))
 
     def _take(self, line: bytes) -> None:
         if not self._readiness.done():

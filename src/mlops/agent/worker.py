@@ -41,7 +41,7 @@ from mlops.agent.event_stream import EventStream
 from mlops.agent.execution import Execution
 from mlops.agent.flow_starter import FlowStarter
 from mlops.agent.gpus import describe_gpus
-from mlops.agent.job import AgentJobConfiguration, AgentVariables
+from mlops.agent.job import AgentJobConfiguration, AgentVariables, settings_environment
 from mlops.agent.out_of_memory import OutOfMemoryWatch
 from mlops.agent.outage import Outage
 from mlops.agent.pickup import Pickup
@@ -481,7 +481,7 @@ def _report_file(configuration: ProcessJobConfiguration) -> Path:
 
 def _process_environment(environment: Environment) -> dict[str, str]:
     """Return what a process in an environment finds set, without what is a run's own."""
-    variables = {**os.environ, **own_environment(environment)}
+    variables = {**os.environ, **own_environment(environment), **settings_environment()}
     return {name: value for name, value in variables.items() if value is not None}
 
 
