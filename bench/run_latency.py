@@ -1,121 +1,102 @@
-"""From trigger to Completed of an empty flow: our agent against an unmodified Prefect worker.
+"""From trigger to a flow's first line: our agent against an unmodified Prefect worker.
 
 The peer is `prefect worker start` on a work pool of its own, with its stock settings, on the same
-Prefect server and in the same Python environment as our agent. Both run the same flow, which our
-scheduler has registered, in turn; one run of each, not counted, comes first. Each trigger waits
-for a random moment of the stock worker's poll interval (10 s), so that neither gains from when it
-is asked. Times are those of the states in Prefect.
+Prefect server. Both run the same flows, which our scheduler has registered, in turn; runs that
+make our agent's environment and its warm process come first and are not counted. Each trigger
+waits for a random moment of the stock worker's poll interval (10 s), so that neither gains from
+when it is asked. The flow itself notes when its function begins. `--torch` adds a flow that
+imports torch (5 GB), which only our agent runs.
 """
 
-import os
+import argparse
 import random
+import statistics
 import time
-from typing import TYPE_CHECKING
 
-from measure import Findings, Measure, announce, compare, run_bench, wait_until
-from platform_under_test import Platform, open_folder, own_platform
+from agents import OURS, STOCK, WHO, Agents, Flows, warm_up
+from measure import Findings, Measure, Ratio, announce, compare, run_bench
+from platform_under_test import open_folder, own_platform
 from stock import stock_servers
 
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.responses import DeploymentResponse
-
-FLOW = '''\
-from prefect import flow
-
-
-@flow
-def empty() -> None:
-    """Do nothing."""
-'''
-FLOW_YAML = """\
-deployment:
-  flow_py_name: empty.py
-  flow_name: empty
-  deploy_name: {name}
-  pool_name: {pool}
-"""
-POOLS = {"ours": "default-agent-pool", "stock": "bench-stock"}
-WHO = {"ours": "our agent", "stock": "prefect worker start"}
 POLL_INTERVAL_SECONDS = 10.0  # PREFECT_WORKER_QUERY_SECONDS, as it comes
+HEAVY = ["pandas", "sklearn.ensemble", "mlflow"]
+REQUIREMENTS = "pandas\nscikit-learn\nmlflow\n"
 
 
-def bench(rounds: int) -> Findings:
-    """Run the flow `rounds` times on each.
+def bench(rounds: int, torch: bool) -> Findings:  # an option of the command line
+    """Run each flow `rounds` times on each.
 
     Args:
         rounds: How often.
+        torch: Whether the large flow imports torch, too.
     """
     moments = random.Random(0)  # noqa: S311  # no secret
-    running: dict[str, list[float]] = {name: [] for name in POOLS}
-    completed: dict[str, list[float]] = {name: [] for name in POOLS}
+    taken: dict[tuple[str, str], list[float]] = {}
     with (
         open_folder() as folder,
         own_platform(folder) as platform,
         stock_servers(folder) as servers,
     ):
-        _write_flows(platform)
         platform.run("local", "up")
-        environment = platform.environment("agent")
-        servers.start_worker("worker", POOLS["stock"], environment)
-        platform.run("flows", "register")
-        with _prefect(environment) as client:
-            deployments = {name: client.read_deployment_by_name(f"empty/{name}") for name in POOLS}
-            announce("one run of each, which makes our agent's environment for the flow")
-            for deployment in deployments.values():
-                _run(client, deployment)
+        platform.stop("agent")
+        flows, agents = Flows(platform), Agents(platform, servers)
+        for pool in (OURS, STOCK):
+            agents.start(pool, pool)
+        flows.write("empty", [OURS, STOCK])
+        flows.write("large", [OURS, STOCK], imports=HEAVY, requirements=REQUIREMENTS)
+        who = {"empty": [OURS, STOCK], "large": [OURS, STOCK]}
+        if torch:
+            with_torch = ["torch", *HEAVY]
+            flows.write("torch", [OURS], imports=with_torch, requirements=f"torch\n{REQUIREMENTS}")
+            who["torch"] = [OURS]
+        for name, pools in who.items():
+            warm_up(flows, agents, name, pools)
+            agents.wait_until_warm(OURS, count=2 * (1 + list(who).index(name)))
             for number in range(rounds):
-                announce(f"round {number + 1} of {rounds}")
-                for name, deployment in deployments.items():
-                    time.sleep(moments.uniform(0, POLL_INTERVAL_SECONDS))
-                    until_running, until_completed = _run(client, deployment)
-                    running[name].append(until_running)
-                    completed[name].append(until_completed)
-    measures = {
-        (step, name): Measure(
-            what=f"trigger to {step}, {WHO[name]}", unit="s", values=tuple(values[name])
-        )
-        for step, values in (("Running", running), ("Completed", completed))
-        for name in POOLS
+                announce(f"{name}: round {number + 1} of {rounds}")
+                for pool in pools:
+                    if STOCK in pools:
+                        time.sleep(moments.uniform(0, POLL_INTERVAL_SECONDS))
+                    seconds = flows.first_line_seconds(flows.deployment(name, pool))
+                    taken.setdefault((name, pool), []).append(seconds)
+    return _findings(taken)
+
+
+def _findings(taken: dict[tuple[str, str], list[float]]) -> Findings:
+    label = {
+        "empty": "an empty flow",
+        "large": "a flow that imports pandas, scikit-learn and mlflow",
+        "torch": "the same with torch",
     }
-    return (
-        list(measures.values()),
-        [compare(measures[s, "ours"], measures[s, "stock"]) for s in ("Running", "Completed")],
-    )
+    measures = {
+        key: Measure(
+            what=f"trigger to first line of {label[key[0]]}, {WHO[key[1]]}",
+            unit="s",
+            values=tuple(values),
+        )
+        for key, values in taken.items()
+    }
+    empty = measures["empty", OURS]
+    ratios = [
+        Ratio(what=empty.what, value=empty.median, unit="s", limit=0.5),
+        Ratio(what=f"{empty.what}, p95", value=_p95(empty), unit="s", limit=1.0),
+        compare(empty, measures["empty", STOCK], limit=1 / 15),
+    ]
+    for name in ("large", "torch"):
+        if large := measures.get((name, OURS)):
+            ratios.append(Ratio(what=large.what, value=large.median, unit="s", limit=0.7))
+            if peer := measures.get((name, STOCK)):
+                ratios.append(compare(large, peer))
+    return list(measures.values()), ratios
 
 
-def _write_flows(platform: Platform) -> None:
-    for name, pool in POOLS.items():
-        folder = platform.flow_dir / name
-        folder.mkdir()
-        (folder / "flow.yaml").write_text(FLOW_YAML.format(name=name, pool=pool))
-        (folder / "empty.py").write_text(FLOW)
-
-
-def _prefect(environment: dict[str, str]) -> "SyncPrefectClient":
-    # Prefect reads its settings when it is imported, which is why the import comes after.
-    os.environ.update({k: v for k, v in environment.items() if k.startswith("PREFECT_API_")})
-    from prefect.client.orchestration import get_client  # noqa: PLC0415
-
-    return get_client(sync_client=True)
-
-
-def _run(client: "SyncPrefectClient", deployment: "DeploymentResponse") -> tuple[float, float]:
-    """Run once; return the seconds from the trigger to Running and to Completed."""
-    triggered = time.time()
-    flow_run = client.create_flow_run_from_deployment(deployment.id)
-
-    def has_ended() -> bool:
-        state = client.read_flow_run(flow_run.id).state
-        return bool(state and state.is_final())
-
-    wait_until(has_ended, f"{deployment.name}: the run", poll_seconds=0.2)
-    states = client.read_flow_run_states(flow_run.id)
-    at = {state.name: state.timestamp.timestamp() - triggered for state in states}
-    if "Completed" not in at:
-        raise RuntimeError(f"{deployment.name}: {states[-1].name}: {states[-1].message}")
-    return at["Running"], at["Completed"]
+def _p95(measure: Measure) -> float:
+    if len(measure.values) == 1:
+        return measure.values[0]
+    return statistics.quantiles(measure.values, n=20, method="inclusive")[-1]
 
 
 if __name__ == "__main__":
-    run_bench(bench, rounds=10)
+    options = argparse.ArgumentParser(add_help=False)
+    options.add_argument("--torch", action="store_true", help="with a flow that imports torch")
+    run_bench(bench, rounds=20, more=options)

@@ -20,7 +20,7 @@ from mlops.agent.run_processes import ATTEMPT_VARIABLE
 
 PROGRAM = Path(__file__).with_name("fork_server.py")
 START_SECONDS = 120.0  # until a server must be ready
-FORK_SECONDS = 10.0  # until a run must have started; a fork takes milliseconds
+FORK_SECONDS = 5.0  # until a run must have started; a fork takes milliseconds
 LAST_WORD_SECONDS = 1.0
 STOP_SECONDS = 5.0
 NO_MARK = "0" * 32  # as long as an attempt's name; written over in each run's process

@@ -435,6 +435,7 @@ class Agent(ProcessWorker):
         logger = self.get_flow_run_logger(context.flow_run)
         environment = await self._build_environment(context.flow_run, spec, logger.info)
         stack.enter_context(self._environments.lease(environment))
+        self._warm.memory.declare(environment, manifest.needs.warm)
         view = await stack.enter_async_context(
             self._code.private_view(folder, parent=configuration.working_dir)
         )
@@ -453,10 +454,10 @@ class Agent(ProcessWorker):
 
         async def watch() -> None:
             while not cancel.is_set():
+                await anyio.sleep(CANCEL_POLL_SECONDS)
                 with contextlib.suppress(*NO_ANSWER):  # asked again soon
                     if await self._is_cancelling(flow_run):
                         cancel.set()
-                await anyio.sleep(CANCEL_POLL_SECONDS)
 
         watcher = asyncio.create_task(watch())
         try:

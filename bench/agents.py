@@ -1,0 +1,264 @@
+"""Agents under test and their peer: who runs the same flows, on work pools of their own."""
+
+import os
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from measure import announce, wait_until
+from platform_under_test import Platform
+from stock import StockServers
+
+from mlops.local.home import HOST
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import SyncPrefectClient
+    from prefect.client.schemas.objects import FlowRun
+    from prefect.client.schemas.responses import DeploymentResponse
+
+OURS, STOCK = "bench-ours", "bench-stock"
+WHO = {OURS: "our agent", STOCK: "prefect worker start"}
+SLOTS = 8
+FINAL = ["COMPLETED", "FAILED", "CRASHED", "CANCELLED"]
+# Imports come first, as in any flow. The first line of a run is when its function begins.
+FLOW = '''\
+import time
+from pathlib import Path
+
+from prefect import flow
+
+{imports}
+
+@flow
+def {name}(first_line: str = "", until: str = "") -> None:
+    """Note when it begins, and stay until a file is there."""
+    if first_line:
+        Path(first_line).write_text(str(time.time()))
+    while until and not Path(until).exists():
+        time.sleep(0.1)
+'''
+FLOW_YAML = """\
+deployment:
+  flow_py_name: flow.py
+  flow_name: {name}
+  deploy_name: {pool}
+  pool_name: {pool}
+"""
+
+
+class Flows:
+    """The same flow for each pool, registered by our scheduler, and a client to run it.
+
+    Args:
+        platform: It is up.
+    """
+
+    def __init__(self, platform: Platform) -> None:
+        self._platform = platform
+        self.folder = platform.home.path.parent
+        environment = platform.environment("agent")
+        # Prefect reads its settings when it is imported, which is why the import comes after.
+        os.environ.update({k: v for k, v in environment.items() if k.startswith("PREFECT_API_")})
+        from prefect.client.orchestration import get_client  # noqa: PLC0415
+
+        self.client: SyncPrefectClient = get_client(sync_client=True)
+        self._count = 0
+
+    def write(
+        self,
+        name: str,
+        pools: Sequence[str],
+        *,
+        imports: Sequence[str] = (),
+        requirements: str = "",
+    ) -> None:
+        """Write and register a flow.
+
+        Args:
+            name: Of its function.
+            pools: One deployment for each.
+            imports: Modules.
+            requirements: Lines of a requirements.txt.
+        """
+        for pool in pools:
+            folder = self._platform.flow_dir / f"{name}-{pool}"
+            folder.mkdir()
+            (folder / "flow.yaml").write_text(FLOW_YAML.format(name=name, pool=pool))
+            lines = "".join(f"import {module}\n" for module in imports)
+            (folder / "flow.py").write_text(FLOW.format(name=name, imports=lines))
+            if requirements:
+                (folder / "requirements.txt").write_text(requirements)
+        self._platform.run("flows", "register")
+
+    def deployment(self, name: str, pool: str) -> "DeploymentResponse":
+        """Return a deployment of a flow."""
+        return self.client.read_deployment_by_name(f"{name}/{pool}")
+
+    def start(self, deployment: "DeploymentResponse", *, until: str = "") -> tuple[str, Path]:
+        """Start a run; return its number, and the file in which it notes its first line."""
+        self._count += 1
+        note = self.folder / f"first-line-{self._count}"
+        parameters = {"first_line": str(note), "until": until}
+        run = self.client.create_flow_run_from_deployment(deployment.id, parameters=parameters)
+        return str(run.id), note
+
+    def first_line_seconds(self, deployment: "DeploymentResponse") -> float:
+        """Run once; return the seconds from the trigger to the flow's first line."""
+        triggered = time.time()
+        number, note = self.start(deployment)
+        self.wait_for_end([number])
+        return float(note.read_text()) - triggered
+
+    def wait_for_end(self, numbers: Sequence[str], *, limit_seconds: float = 900) -> float:
+        """Wait until runs have ended well; return the seconds that it took.
+
+        Raises:
+            RuntimeError: One has not ended well.
+        """
+        took = wait_until(
+            lambda: not self.not_ended(numbers),
+            "the runs' end",
+            limit_seconds=limit_seconds,
+            poll_seconds=0.2,
+        )
+        bad = [run for run in self._runs(numbers) if not (run.state and run.state.is_completed())]
+        if bad:
+            raise RuntimeError(f"{len(bad)} runs did not complete: {bad[0].state}")
+        return took
+
+    def not_ended(self, numbers: Sequence[str]) -> int:
+        """Return how many of some runs have not ended."""
+        return sum(not (run.state and run.state.is_final()) for run in self._runs(numbers))
+
+    def starts(self, numbers: Sequence[str]) -> list[int]:
+        """Return how often each of some runs was begun."""
+        return [run.run_count for run in self._runs(numbers)]
+
+    def _runs(self, numbers: Sequence[str]) -> "list[FlowRun]":
+        from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId  # noqa: PLC0415
+
+        found: list[FlowRun] = []
+        for at in range(0, len(numbers), 200):  # the server's page
+            ids = FlowRunFilterId(any_=list(numbers[at : at + 200]))
+            found += self.client.read_flow_runs(flow_run_filter=FlowRunFilter(id=ids))
+        return found
+
+
+class Agents:
+    """Our agents and the stock worker, each started in the background.
+
+    Args:
+        platform: Whose servers they use.
+        servers: Where they are kept track of.
+    """
+
+    def __init__(self, platform: Platform, servers: StockServers) -> None:
+        self._platform = platform
+        self._servers = servers
+
+    def start(self, name: str, pool: str, *, slots: int = SLOTS, api: str = "") -> None:
+        """Start one.
+
+        Args:
+            name: For its log, and to stop it.
+            pool: Its work pool, which says whose it is.
+            slots: Runs at a time.
+            api: Another address of the Prefect server.
+        """
+        environment = self._platform.environment("agent")
+        if api:
+            environment["PREFECT_API_URL"] = api
+        folder = self._servers.folder
+        if pool == STOCK:
+            command = ["prefect", "worker", "start", "--pool", pool, "--type", "process"]
+            environment["PREFECT_HOME"] = str(folder / name)
+        else:
+            command = ["mlops", "agent", "start", "--name", name]
+            environment |= {
+                "POOL_NAME": pool,
+                "MLOPS_CACHE_DIR": str(folder / "cache"),
+                "PREFECT_HOME": str(folder / "cache" / "prefect"),
+            }
+        command += ["--limit", str(slots)]
+        self._servers.start(name, [sys.executable, "-m", *command], environment)
+
+    def stop(self, name: str) -> None:
+        """Stop one."""
+        self._servers.stop(name)
+
+    def memory_bytes(self, name: str) -> int:
+        """Return the memory of one with all of its processes (PSS)."""
+        return self._servers.memory().get(name, 0)
+
+    def wait_until_warm(self, name: str, count: int = 1) -> None:
+        """Wait until one of ours has said so often that it is warm, and then a moment more."""
+        log = self._servers.folder / f"{name}.log"
+        wait_until(lambda: log.read_text().count(": warm in ") >= count, f"{name} is warm")
+
+
+class CountingProxy:
+    """Stands before the Prefect server and counts the requests that pass.
+
+    Args:
+        upstream: The server's address.
+    """
+
+    def __init__(self, upstream: str) -> None:
+        parts = urlsplit(upstream)
+        self._upstream = (parts.hostname or "", parts.port or 80)
+        self._listener = socket.create_server((HOST, 0), backlog=256)
+        self.api = f"http://{HOST}:{self._listener.getsockname()[1]}/api"
+        self.requests = 0
+        self._lock = threading.Lock()
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        """Take no further connections."""
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = self._listener.accept()
+                server = socket.create_connection(self._upstream)
+                for source, target, counts in ((client, server, True), (server, client, False)):
+                    threading.Thread(
+                        target=self._pass_on, args=(source, target, counts), daemon=True
+                    ).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, counts: bool) -> None:
+        with suppress(OSError):
+            while block := source.recv(1 << 16):
+                if counts and b" HTTP/1.1\r\n" in block:
+                    with self._lock:
+                        self.requests += block.count(b" HTTP/1.1\r\n")
+                target.sendall(block)
+        for each in (source, target):
+            with suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+
+
+@contextmanager
+def counting_proxy(upstream: str) -> Iterator[CountingProxy]:
+    """Count the requests to a server for as long as the context lasts."""
+    proxy = CountingProxy(upstream)
+    try:
+        yield proxy
+    finally:
+        proxy.close()
+
+
+def warm_up(flows: Flows, agents: Agents, name: str, pools: Sequence[str]) -> None:
+    """Run a flow once on each pool, and wait until ours has a warm process for it."""
+    announce(f"{name}: one run of each, not counted")
+    for pool in pools:
+        flows.first_line_seconds(flows.deployment(name, pool))
+    if OURS in pools:
+        agents.wait_until_warm(OURS)
+        flows.first_line_seconds(flows.deployment(name, OURS))

@@ -1,0 +1,195 @@
+"""Empty flows per minute, the memory of many runs, and what several agents cost the server.
+
+The peer is `prefect worker start --limit 8` on a work pool of its own, with its stock settings, on
+the same Prefect server. Runs are queued first and the clock begins with them; each side works
+alone. Then 1, 2 and 4 of our agents share the work, 1, 4 and 16 take single runs while the
+requests that pass to the server are counted, and the Prefect server is killed and started again
+while 500 runs are queued. Memory is PSS: a page that processes share counts once.
+"""
+
+import os
+import signal
+import time
+
+from agents import OURS, SLOTS, STOCK, WHO, Agents, Flows, counting_proxy, warm_up
+from measure import Findings, Measure, Ratio, announce, compare, run_bench
+from platform_under_test import Platform, open_folder, own_platform
+from stock import stock_servers
+
+RUNS = 80
+STOCK_RUNS = 24
+QUEUED = 500
+SINGLE_RUNS = 10
+MEGABYTE = 1e6
+HEAVY = ["pandas", "sklearn.ensemble"]
+REQUIREMENTS = "pandas\nscikit-learn\n"
+
+
+def bench(rounds: int) -> Findings:
+    """Measure each `rounds` times.
+
+    Args:
+        rounds: How often.
+    """
+    with (
+        open_folder() as folder,
+        own_platform(folder) as platform,
+        stock_servers(folder) as servers,
+    ):
+        platform.run("local", "up")
+        platform.stop("agent")
+        flows, agents = Flows(platform), Agents(platform, servers)
+        for pool in (OURS, STOCK):
+            agents.start(pool, pool)
+        flows.write("empty", [OURS, STOCK])
+        flows.write("loaded", [OURS, STOCK], imports=HEAVY, requirements=REQUIREMENTS)
+        for name in ("empty", "loaded"):
+            warm_up(flows, agents, name, [OURS, STOCK])
+        agents.wait_until_warm(OURS, count=4)
+        rates: dict[str, list[float]] = {OURS: [], STOCK: []}
+        memory: dict[str, list[float]] = {OURS: [], STOCK: []}
+        for number in range(rounds):
+            for pool in (OURS, STOCK):
+                announce(f"round {number + 1} of {rounds}: {WHO[pool]}")
+                rates[pool].append(_rate(flows, pool, RUNS if pool == OURS else STOCK_RUNS))
+                memory[pool].append(_memory(flows, agents, pool))
+        agents.stop(STOCK)
+        restarted = _restart(platform, flows)
+        several = _several(flows, agents)
+        requests = _requests(platform, flows, agents)
+    return _findings(rates, memory, several, requests, restarted)
+
+
+def _rate(flows: Flows, pool: str, count: int) -> float:
+    """Queue empty flows; return how many are run a minute."""
+    deployment = flows.deployment("empty", pool)
+    flows.client.pause_work_pool(pool) if hasattr(flows.client, "pause_work_pool") else None
+    began = time.monotonic()
+    numbers = [flows.start(deployment)[0] for _ in range(count)]
+    flows.wait_for_end(numbers)
+    return count / (time.monotonic() - began) * 60
+
+
+def _memory(flows: Flows, agents: Agents, pool: str) -> float:
+    """Let as many runs as there are slots be idle; return the memory of all in MB."""
+    end = flows.folder / f"end-{pool}-{time.monotonic_ns()}"
+    deployment = flows.deployment("loaded", pool)
+    runs = [flows.start(deployment, until=str(end)) for _ in range(SLOTS)]
+    deadline = time.monotonic() + 120
+    while not all(note.exists() for _, note in runs) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    taken = agents.memory_bytes(pool) / MEGABYTE
+    end.touch()
+    flows.wait_for_end([number for number, _ in runs])
+    return taken
+
+
+def _restart(platform: Platform, flows: Flows) -> tuple[int, int]:
+    """Kill the Prefect server while runs are queued; return how many completed, and were begun."""
+    announce(f"{QUEUED} queued runs, the server is killed in the middle")
+    deployment = flows.deployment("empty", OURS)
+    numbers = [flows.start(deployment)[0] for _ in range(QUEUED)]
+    while flows.not_ended(numbers) > QUEUED / 2:
+        time.sleep(0.5)
+    os.kill(platform.supervisor.processes()["prefect"]["pid"], signal.SIGKILL)
+    deadline = time.monotonic() + 900
+    while time.monotonic() < deadline:
+        try:
+            flows.wait_for_end(numbers)
+            break
+        except OSError:
+            time.sleep(1)
+    return QUEUED - flows.not_ended(numbers), sum(flows.starts(numbers))
+
+
+def _several(flows: Flows, agents: Agents) -> dict[int, float]:
+    """Return how many empty flows several of our agents run a minute."""
+    rates = {}
+    names = [OURS]
+    for count in (1, 2, 4):
+        while len(names) < count:
+            names.append(f"{OURS}-{len(names)}")
+            agents.start(names[-1], OURS)
+        announce(f"{count} of our agents")
+        flows.wait_for_end([flows.start(flows.deployment("empty", OURS))[0] for _ in range(24)])
+        for name in names[1:]:
+            agents.wait_until_warm(name)
+        rates[count] = _rate(flows, OURS, RUNS)
+    for name in names[1:]:
+        agents.stop(name)
+    return rates
+
+
+def _requests(platform: Platform, flows: Flows, agents: Agents) -> dict[int, float]:
+    """Return the requests to the server for each single run, by the number of agents."""
+    agents.stop(OURS)
+    requests = {}
+    deployment = flows.deployment("empty", OURS)
+    with counting_proxy(platform.environment("agent")["PREFECT_API_URL"]) as proxy:
+        names: list[str] = []
+        for count in (1, 4, 16):
+            while len(names) < count:
+                names.append(f"counted-{len(names)}")
+                agents.start(names[-1], OURS, api=proxy.api, slots=2)
+            announce(f"{count} agents take single runs")
+            time.sleep(45)  # each agent knows the others by then
+            for _ in range(3):
+                flows.first_line_seconds(deployment)
+            idle = _count(proxy, lambda: time.sleep(20)) / 20
+            began = time.monotonic()
+            during = _count(
+                proxy, lambda: [flows.first_line_seconds(deployment) for _ in range(SINGLE_RUNS)]
+            )
+            requests[count] = (during - idle * (time.monotonic() - began)) / SINGLE_RUNS
+        for name in names:
+            agents.stop(name)
+    return requests
+
+
+def _count(proxy: object, act: object) -> int:
+    before = proxy.requests  # type: ignore[attr-defined]
+    act()  # type: ignore[operator]
+    return int(proxy.requests - before)  # type: ignore[attr-defined]
+
+
+def _findings(
+    rates: dict[str, list[float]],
+    memory: dict[str, list[float]],
+    several: dict[int, float],
+    requests: dict[int, float],
+    restarted: tuple[int, int],
+) -> Findings:
+    completed, begun = restarted
+    rate = {
+        pool: Measure(what=f"empty flows, {WHO[pool]}", unit="a minute", values=tuple(values))
+        for pool, values in rates.items()
+    }
+    taken = {
+        pool: Measure(what=f"{SLOTS} idle runs, {WHO[pool]}", unit="MB", values=tuple(values))
+        for pool, values in memory.items()
+    }
+    measures = [
+        *rate.values(),
+        *(
+            Measure(what=f"empty flows, {count} agents of ours", unit="a minute", values=(value,))
+            for count, value in several.items()
+        ),
+        *taken.values(),
+        *(
+            Measure(what=f"a run, {count} agents of ours", unit="requests", values=(value,))
+            for count, value in requests.items()
+        ),
+    ]
+    speed = rate[OURS].median / rate[STOCK].median
+    return measures, [
+        Ratio(what=rate[OURS].what, peer=rate[STOCK].what, value=speed, floor=8),
+        compare(taken[OURS], taken[STOCK], limit=0.5),
+        Ratio(what=f"{QUEUED} queued, server killed: completed", value=completed, floor=QUEUED),
+        Ratio(what=f"{QUEUED} queued, server killed: begun", value=begun, limit=QUEUED),
+        Ratio(what="empty flows, 4 agents / 1 agent", value=several[4] / several[1]),
+        Ratio(what="requests for a run, 16 agents / 1 agent", value=requests[16] / requests[1]),
+    ]
+
+
+if __name__ == "__main__":
+    run_bench(bench, rounds=3)
