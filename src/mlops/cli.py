@@ -72,6 +72,19 @@ def _use_local_platform_for_data() -> None:
         _use_local_platform_for_experiments()
 
 
+def _use_local_platform_for_agent(context: typer.Context) -> None:
+    """The agent: runs flows on this host.
+
+    On a checkout `status` asks the embedded platform's, unless MLOPS_CACHE_DIR or
+    PREFECT_API_URL names another.
+    """
+    if context.invoked_subcommand == "status" and "MLOPS_CACHE_DIR" not in os.environ:
+        from mlops.local.home import agent_cache
+
+        if (local := _local_platform()) and (folder := agent_cache(local.mlops_home)):
+            os.environ["MLOPS_CACHE_DIR"] = folder
+
+
 def _local_platform() -> "LocalSettings | None":
     """Return where the embedded platform is; None: the environment names another one."""
     if "PREFECT_API_URL" in os.environ:
@@ -116,7 +129,7 @@ app.add_typer(scheduler.app, name="flows", callback=_use_local_platform)
 app.add_typer(experimenter.app, name="project", callback=_use_local_platform_for_experiments)
 app.add_typer(runs.app, name="runs", callback=_use_local_platform_for_experiments)
 app.add_typer(data.app, name="data", callback=_use_local_platform_for_data)
-app.add_typer(agent.app, name="agent")
+app.add_typer(agent.app, name="agent", callback=_use_local_platform_for_agent)
 app.add_typer(server.app, name="server")
 
 

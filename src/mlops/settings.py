@@ -189,7 +189,20 @@ class SchedulerSettings(S3Settings, PrefectSettings, FlowDirSettings, HeartbeatS
     )
 
 
-class AgentSettings(S3Settings, PrefectSettings, MlflowSettings, HeartbeatSettings):
+class AgentCacheSettings(RoleSettings):
+    """Where an agent keeps its caches, and is found by those who ask for it."""
+
+    mlops_cache_dir: Path = Path("~/.cache/mlops")
+
+    @field_validator("mlops_cache_dir")
+    @classmethod
+    def _absolute(cls, value: Path) -> Path:
+        return value.expanduser().absolute()
+
+
+class AgentSettings(
+    S3Settings, PrefectSettings, MlflowSettings, HeartbeatSettings, AgentCacheSettings
+):
     """The agent: where it takes runs from, what it may use and where it keeps its caches."""
 
     # This machine, for people: in a container the system's own name means nothing to them.
@@ -198,7 +211,6 @@ class AgentSettings(S3Settings, PrefectSettings, MlflowSettings, HeartbeatSettin
     queue_name: str | None = None  # empty: every queue of the pool
     # What runs see: these, as a JSON list of strings; empty: none; `all`: what the agent sees.
     gpu_ids: Annotated[tuple[str, ...] | Literal["all"], NoDecode] = "all"
-    mlops_cache_dir: Path = Path("~/.cache/mlops")
     mlops_prebuilt_dir: Path | None = None  # environments that the agent's image brings along
     mlops_environment_cache_bytes: int = Field(default=50 * 10**9, gt=0)
     # Processes that runs are forked from: how many environments have one, and how much of its
@@ -207,6 +219,9 @@ class AgentSettings(S3Settings, PrefectSettings, MlflowSettings, HeartbeatSettin
     mlops_warm_bytes: int = Field(default=2 * 10**9, gt=0)
     torch_backend: str | None = None  # uv's --torch-backend; empty: the default index
     mlops_python_downloads: bool = False  # may uv fetch interpreters by itself?
+    # Where its health, status and metrics are asked for; port 0: any that is free.
+    mlops_agent_bind: str = Field(default="127.0.0.1", min_length=1)
+    mlops_agent_port: int = Field(default=0, ge=0, lt=65536)
 
     @field_validator("queue_name", "torch_backend", mode="before")
     @classmethod
@@ -225,11 +240,6 @@ class AgentSettings(S3Settings, PrefectSettings, MlflowSettings, HeartbeatSettin
         if not isinstance(ids, list) or not all(isinstance(i, str) for i in ids):
             raise ValueError("""a JSON list of strings, as in ["0","1"], or: all""")
         return tuple(ids)
-
-    @field_validator("mlops_cache_dir")
-    @classmethod
-    def _absolute(cls, value: Path) -> Path:
-        return value.expanduser().absolute()
 
 
 class DataSettings(S3Settings):

@@ -1,5 +1,6 @@
-"""`mlops agent …`: the process that runs flows."""
+"""`mlops agent …`: the process that runs flows, and how it is."""
 
+import json
 import os
 import sys
 import tempfile
@@ -46,3 +47,40 @@ def start(
         limit=limit,
         printer=lambda line: print(line, file=sys.stdout, flush=True),
     )
+
+
+@app.command()
+def status(
+    *,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object instead of text.")
+    ] = False,
+) -> None:
+    """Show the agents of this host: runs, GPUs, warm environments, caches, last contact.
+
+    The exit code is 1 when there is none, or one is not well.
+    """
+    from mlops.agent.inquiry import ask_agents
+    from mlops.settings import AgentCacheSettings
+
+    folder = AgentCacheSettings.from_environment().mlops_cache_dir
+    reports = ask_agents(folder)
+    if as_json:
+        print(json.dumps({"agents": [report.model_dump(mode="json") for report in reports]}))
+    else:
+        from rich.console import Console
+
+        from mlops.agent.status_table import render
+
+        console = Console(highlight=False, soft_wrap=True)
+        for report in reports:
+            for part in render(report):
+                console.print(part)
+    if not reports:
+        raise MlopsError(
+            f"no agent runs here: {folder / 'agents'} names none",
+            hint="start one: `./mlops local up`, or `docker compose up -d --wait` in flow_agent; "
+            "MLOPS_CACHE_DIR names the cache of one that is elsewhere",
+        )
+    if unwell := [report for report in reports if not report.healthy]:
+        raise MlopsError("\n  ".join(f"{report.name}: {report.problem}" for report in unwell))

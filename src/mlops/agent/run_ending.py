@@ -97,7 +97,7 @@ class RunEnding:
 
     async def conclude(
         self, client: PrefectClient, opened: OpenAttempt, reason: str | ProcessEnd
-    ) -> None:
+    ) -> StateType | None:
         """Tell Prefect and MLflow that an attempt's process is gone, and close the attempt.
 
         The attempt stays open when MLflow cannot be told now.
@@ -107,17 +107,22 @@ class RunEnding:
             opened: The attempt.
             reason: Why the process is gone, in case that nobody else has told.
 
+        Returns:
+            The state in which the run is left; None: another attempt has it, or it is deleted.
+
         Raises:
             httpx.HTTPError: Prefect does not answer; the attempt stays open.
             ValueError: What answers is not Prefect; likewise.
         """
         attempt = opened.attempt
         flow_run: FlowRun | None = None
+        ended: StateType | None = None
         try:
             flow_run = await client.read_flow_run(attempt.flow_run_id)
-            status = await _tell_prefect(client, flow_run, attempt, reason)
+            ended = await _tell_prefect(client, flow_run, attempt, reason)
         except ObjectNotFound:  # deleted in the UI
-            flow_run, status = None, "KILLED"
+            flow_run = None
+        status = MLFLOW_STATUS.get(ended) if ended else "KILLED"
         may_have_logged = not isinstance(reason, ProcessEnd) or reason.may_have_logged
         if status is not None and attempt.pid is not None and may_have_logged:
             try:
@@ -127,8 +132,9 @@ class RunEnding:
                     await client.create_artifact(links_to_runs(flow_run, runs))
             except MlopsError as error:
                 self._tell_once(flow_run, attempt, error)
-                return
+                return ended
         opened.close()
+        return ended
 
     def _tell_once(self, flow_run: FlowRun | None, attempt: Attempt, error: MlopsError) -> None:
         if attempt.name not in self._told:
@@ -182,10 +188,10 @@ def _logger(flow_run: FlowRun | None) -> logging.Logger | logging.LoggerAdapter[
 
 async def _tell_prefect(
     client: PrefectClient, flow_run: FlowRun, attempt: Attempt, reason: str | ProcessEnd
-) -> str | None:
-    """Bring a flow run to its end; return the status of MLflow runs to go with it, if any."""
+) -> StateType | None:
+    """Bring a flow run to its end; return the state's type; None: it is another attempt's."""
     if not _is_current(flow_run, attempt):
-        return "KILLED"
+        return None
     await _release_retries(client, flow_run)
     state = _final_state(flow_run, reason) or await _exit_state(client, flow_run, attempt)
     if state is not None:
@@ -193,7 +199,7 @@ async def _tell_prefect(
     state = state or flow_run.state
     if state and (state.is_crashed() or state.is_cancelled()):
         await anyio.to_thread.run_sync(end_processes, attempt)
-    return MLFLOW_STATUS.get(state.type) if state else None
+    return state.type if state else None
 
 
 async def _release_retries(client: PrefectClient, flow_run: FlowRun) -> None:

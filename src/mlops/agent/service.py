@@ -7,13 +7,17 @@ import signal
 import socket
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from urllib.parse import quote
 
 import anyio
 import httpx
 from prefect.utilities.processutils import setup_signal_handlers_worker
 
+from mlops import __version__
+from mlops.agent.health_server import health_port
+from mlops.agent.overview import Overview
+from mlops.agent.presence import Presence, announced
 from mlops.agent.worker import Agent
 from mlops.bundles import CODE_ROOT
 from mlops.errors import CredentialsError, MlopsError
@@ -25,7 +29,7 @@ from mlops.prefect_api import (
     ensure_work_pool,
     is_outage,
 )
-from mlops.settings import AgentSettings
+from mlops.settings import AgentSettings, DataSettings
 from mlops.storage import ObjectStore
 
 RETRY_SECONDS = 1.0
@@ -47,13 +51,18 @@ def serve(
         limit: Runs at a time; default: one per core.
         printer: Is given lines for the process's own log.
     """
-    _wait_for_server(settings, printer)
-    _check_credentials(settings)
     agent = Agent(
         settings,
         name=name or _name(settings),
         limit=limit or os.cpu_count(),
     )
+    with _seen(agent, settings):
+        _wait_for_server(settings, printer)
+        _check_credentials(settings)
+        _run(agent, printer)
+
+
+def _run(agent: Agent, printer: Callable[[str], None]) -> None:
     agent.sweep()
     # Prefect turns the first SIGTERM into an interrupt, which lets the worker end in good order.
     # What a shell script starts in the background ignores interrupts, and so do its children.
@@ -67,6 +76,25 @@ def serve(
         contextlib.suppress(KeyboardInterrupt),
     ):
         anyio.run(_work, agent, printer)
+
+
+@contextlib.contextmanager
+def _seen(agent: Agent, settings: AgentSettings) -> Iterator[None]:
+    """Answer on the health port, and let the agent be found there, for the length of the block."""
+    data_limit_bytes = DataSettings.from_environment().mlops_data_cache_bytes
+    overview = Overview(agent, settings, data_limit_bytes=data_limit_bytes)
+    bind = settings.mlops_agent_bind
+    with health_port(bind, settings.mlops_agent_port, overview.read) as port:
+        presence = Presence(
+            name=agent.name,
+            version=__version__,
+            pid=os.getpid(),
+            machine=socket.gethostname(),
+            bind=bind,
+            port=port,
+        )
+        with announced(settings.mlops_cache_dir, presence):
+            yield
 
 
 def _name(settings: AgentSettings) -> str:

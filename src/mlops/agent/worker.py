@@ -34,6 +34,7 @@ from prefect.workers.process import (
 )
 
 from mlops.agent import flow_process
+from mlops.agent.activity import Activity
 from mlops.agent.attempts import Attempt, AttemptJournal, OpenAttempt
 from mlops.agent.code_cache import CodeCache
 from mlops.agent.environments import Environment, EnvironmentCache, EnvironmentSpec
@@ -44,6 +45,7 @@ from mlops.agent.gpus import describe_gpus
 from mlops.agent.job import AgentJobConfiguration, AgentVariables, settings_environment
 from mlops.agent.out_of_memory import OutOfMemoryWatch
 from mlops.agent.outage import Outage
+from mlops.agent.overview import StatusSources
 from mlops.agent.pickup import Pickup
 from mlops.agent.recent_answers import RecentAnswers
 from mlops.agent.recovery import recover_regularly
@@ -52,6 +54,7 @@ from mlops.agent.run_ending import NO_ANSWER, ProcessEnd, RunEnding
 from mlops.agent.run_labels import RunLabels
 from mlops.agent.run_processes import end_processes
 from mlops.agent.run_report import REPORT_FILE, RunReport
+from mlops.agent.status import Slots
 from mlops.agent.turns import Turns
 from mlops.agent.warm_pool import WarmPool
 from mlops.bundles import DAMAGED_STATE, BundleError
@@ -111,7 +114,9 @@ class Agent(ProcessWorker):
         self._gpu = describe_gpus(settings.gpu_ids)
         self._attempts = AttemptJournal(settings.mlops_cache_dir)
         self._ending = RunEnding(settings)
-        self._heartbeat = Heartbeat(settings)
+        self.activity = Activity()
+        self.heartbeat = Heartbeat(settings)
+        self.sources = StatusSources()
         self._outage = Outage()
         self._has_met_server = False
         self._store = functools.cache(partial(ObjectStore, settings))
@@ -127,6 +132,12 @@ class Agent(ProcessWorker):
         )
         # Each is given the runs that are on offer, and returns those that may be taken.
         self._gates: list[Gate] = [self._pickup.admit]
+
+    @property
+    def slots(self) -> Slots:
+        """How many runs it may have at a time, and has."""
+        used = self._limiter.borrowed_tokens if self._limiter else 0
+        return Slots(total=self._limit or 0, used=used)
 
     async def get_and_submit_flow_runs(self) -> list[FlowRun]:
         """Take the runs that are due, and note that the server was reached.
@@ -144,7 +155,7 @@ class Agent(ProcessWorker):
                 runs = await super().get_and_submit_flow_runs()
                 self._pickup.asked()
                 if self._has_met_server:  # before that nothing is asked
-                    self._heartbeat.beat()
+                    self.heartbeat.beat()
         return runs
 
     def _release_limit_slot(self, flow_run_id: UUID) -> None:
@@ -263,7 +274,11 @@ class Agent(ProcessWorker):
             if flow_run.deployment_id
             else None
         )
-        with self._attempts.begin(Attempt(flow_run_id=flow_run.id, worker=self.name)) as opened:
+        due = flow_run.next_scheduled_start_time
+        with (
+            self.activity.running(flow_run.id, flow_run.name, due),
+            self._attempts.begin(Attempt(flow_run_id=flow_run.id, worker=self.name)) as opened,
+        ):
             context = RunContext(
                 attempt=opened.attempt,
                 flow_run=flow_run,
@@ -285,6 +300,7 @@ class Agent(ProcessWorker):
                             prepared, opened, configuration, labels, task_status
                         )
                     await self.client.set_flow_run_state(flow_run.id, prepared, force=True)
+                    self.activity.note_outcome(flow_run.id, prepared.type)
                     opened.close()
                     if task_status is not None:
                         task_status.started(0)
@@ -315,6 +331,7 @@ class Agent(ProcessWorker):
 
         def notice(pid: int) -> None:
             opened.note_process(pid)
+            self.activity.note_process(flow_run.id, pid)
             watchers.append(asyncio.create_task(watch(pid)))
 
         noticed = _StartNotice(notice, task_status)
@@ -382,7 +399,8 @@ class Agent(ProcessWorker):
         self, flow_run: FlowRun, opened: OpenAttempt, reason: str | ProcessEnd
     ) -> None:
         try:
-            await self._ending.conclude(self.client, opened, reason)
+            ended = await self._ending.conclude(self.client, opened, reason)
+            self.activity.note_outcome(flow_run.id, ended)
         except NO_ANSWER as error:
             self.get_flow_run_logger(flow_run).warning(
                 "the run's end could not be reported and will be, later: %s", error

@@ -182,6 +182,16 @@ def client_environment(path: Path, role: ClientRole) -> dict[str, str] | None:
     return role_environment(role, home.credentials(), addresses(state.ports))
 
 
+def agent_cache(path: Path) -> str | None:
+    """Return the cache of the platform's agent, or None before the first start.
+
+    Args:
+        path: `$MLOPS_HOME`.
+    """
+    home = Home(path.absolute())
+    return str(home.agent) if home.load_state() else None
+
+
 def flow_dir(path: Path) -> str | None:
     """Return the folder that the platform's scheduler watches, or None before the first start.
 
