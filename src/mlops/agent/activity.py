@@ -92,12 +92,17 @@ class Activity:
                 if self._runs.get(flow_run_id) is run:  # and not picked up again
                     del self._runs[flow_run_id]
 
-    def note_process(self, flow_run_id: UUID, pid: int, start: StartKind = "plain") -> None:
-        """Note that a run's process was started, and how."""
+    def note_start(self, flow_run_id: UUID, start: StartKind) -> None:
+        """Note how a run's process is about to be started."""
+        with self._lock:
+            self._runs[flow_run_id].start = start
+
+    def note_process(self, flow_run_id: UUID, pid: int) -> None:
+        """Note that a run's process was started; the plain way, unless another was noted."""
         with self._lock:
             run = self._runs[flow_run_id]
-            run.pid, run.start = pid, start
-            self._starts[start].add(time.monotonic() - run.taken)
+            run.pid, run.start = pid, run.start or "plain"
+            self._starts[run.start].add(time.monotonic() - run.taken)
 
     def note_outcome(self, flow_run_id: UUID, state: str | None) -> None:
         """Note in which state a run ends.

@@ -36,12 +36,18 @@ class CodeCache:
 
     Args:
         root: Folder of the cache; made when missing.
+
+    Attributes:
+        hits: How often a bundle was there, since this process began.
+        misses: How often it was not.
     """
 
     def __init__(self, root: Path) -> None:
         self.root = root
         self._bundles = root / "code"
         self._views = root / "runs"
+        self.hits = 0
+        self.misses = 0
 
     def ensure(self, store: ObjectStore, prefix: str) -> tuple[Path, Manifest]:
         """Return a bundle's folder and manifest, downloading it the first time.
@@ -60,7 +66,9 @@ class CodeCache:
         folder = self._bundles / content_hash
         manifest = _read_cached(folder, content_hash)
         if manifest is not None:
+            self.hits += 1
             return folder, manifest
+        self.misses += 1
         manifest = fetch_manifest(store, prefix)
         try:
             self._bundles.mkdir(parents=True, exist_ok=True)

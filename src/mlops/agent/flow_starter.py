@@ -17,6 +17,7 @@ from prefect.runner._process_manager import ProcessHandle, create_isolated_termi
 from prefect.runner._starter_engine import EngineCommandStarter
 
 from mlops.agent.job import AgentJobConfiguration, settings_environment
+from mlops.agent.status import StartKind
 from mlops.agent.warm_pool import WarmEnvironment, WarmPool
 from mlops.agent.warm_server import ForkRequest, WarmProcess, WarmStartError
 
@@ -40,6 +41,7 @@ class FlowStarter:
         pool: Where that comes from.
         control_channel: By which Prefect tells the process of a cancellation.
         log: Is given lines for the run's log.
+        note_start: Is told how the process is started.
     """
 
     def __init__(
@@ -49,12 +51,15 @@ class FlowStarter:
         pool: WarmPool,
         control_channel: ControlChannel,
         log: Callable[[str], None],
+        *,
+        note_start: Callable[[StartKind], None],
     ) -> None:
         self._configuration = configuration
         self._warm = warm
         self._pool = pool
         self._control = control_channel
         self._log = log
+        self._note_start = note_start
         self._plain = EngineCommandStarter(
             command=configuration.command,
             cwd=configuration.working_dir,
@@ -71,8 +76,10 @@ class FlowStarter:
             process = await self._fork(flow_run)
         except WarmStartError as error:
             self._log(f"started in a new process: {error}")
+            self._note_start("fallback" if self._has_warm_process else "plain")
             await self._plain.start(flow_run, task_status)
             return
+        self._note_start("warm")
         try:
             scope = create_isolated_termination_scope(process.pid)
             task_status.started(ProcessHandle(process, termination_scope=scope))  # type: ignore[arg-type]
@@ -81,6 +88,11 @@ class FlowStarter:
             with anyio.CancelScope(shield=True):
                 await _end(process)
             raise
+
+    @property
+    def _has_warm_process(self) -> bool:
+        """Whether there was one, or is none because it failed."""
+        return self._warm.server is not None or self._warm.why_not != WarmEnvironment.why_not
 
     async def _fork(self, flow_run: FlowRun) -> WarmProcess:
         server, readiness = self._warm.server, self._warm.readiness

@@ -100,7 +100,8 @@ class StatusMetrics:
         )
         for each in self._status.warm_environments:
             ready.add_metric([each.environment], int(each.state == "ready"))
-            since.add_metric([each.environment], each.since.timestamp())
+            if each.since:
+                since.add_metric([each.environment], each.since.timestamp())
             memory.add_metric([each.environment], each.memory_bytes)
             runs.add_metric([each.environment], each.runs)
         yield from (ready, since, memory, runs)

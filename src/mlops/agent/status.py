@@ -93,9 +93,9 @@ class WarmStatus(_Part):
         requirements: What it was made from, for people.
         state: `off`: its runs start the plain way.
         reason: Why it is off.
-        since: When its process was started.
+        since: When its process was started; None: there is none.
         age_seconds: How long ago that is.
-        memory_bytes: Of its process, as PSS: shared pages count in parts.
+        memory_bytes: Of its process, as PSS: pages that runs share with it count in parts.
         modules: What it has imported ahead.
         kept_out: What it does not.
         runs: How many were forked from it.
@@ -105,9 +105,9 @@ class WarmStatus(_Part):
     requirements: str
     state: WarmState
     reason: str | None = None
-    since: datetime
-    age_seconds: float
-    memory_bytes: int
+    since: datetime | None = None
+    age_seconds: float | None = None
+    memory_bytes: int = 0
     modules: tuple[str, ...] = ()
     kept_out: tuple[ModuleKeptOut, ...] = ()
     runs: int = 0

@@ -47,7 +47,7 @@ def render(report: AgentReport) -> Iterator[Table | Text]:
         )
     if status.warm_environments:
         yield _table(
-            ("warm environment", "state", "age", "memory", "runs", "imported ahead"),
+            ("warm environment", "made from", "state", "age", "memory", "runs", "modules ahead"),
             *(_warm(each) for each in status.warm_environments),
         )
     yield _table(
@@ -80,12 +80,19 @@ def _ended(status: AgentStatus) -> str:
 
 def _warm(each: WarmStatus) -> tuple[str, ...]:
     state = f"{each.state}: {each.reason}" if each.reason else each.state
-    modules = ", ".join(each.modules)
+    packages = dict.fromkeys(module.partition(".")[0] for module in each.modules)
+    modules = f"{len(each.modules)} in {len(packages)} packages" if packages else ""
     if each.kept_out:
-        kept_out = "; ".join(f"{module.name}: {module.reason}" for module in each.kept_out)
-        modules += f" (not {kept_out})"
-    label = f"{each.environment} {each.requirements}"
-    return label, state, age(each.age_seconds), size(each.memory_bytes), str(each.runs), modules
+        modules += f", without {', '.join(f'{out.name} ({out.reason})' for out in each.kept_out)}"
+    return (
+        each.environment,
+        each.requirements,
+        state,
+        "" if each.age_seconds is None else age(each.age_seconds),
+        size(each.memory_bytes) if each.memory_bytes else "",
+        str(each.runs),
+        modules,
+    )
 
 
 def _cache(each: CacheStatus) -> tuple[str, ...]:

@@ -54,9 +54,10 @@ from mlops.agent.run_ending import NO_ANSWER, ProcessEnd, RunEnding
 from mlops.agent.run_labels import RunLabels
 from mlops.agent.run_processes import end_processes
 from mlops.agent.run_report import REPORT_FILE, RunReport
-from mlops.agent.status import Slots
+from mlops.agent.status import CacheUses, Slots
 from mlops.agent.turns import Turns
 from mlops.agent.warm_pool import WarmPool
+from mlops.agent.warm_status import warm_statuses
 from mlops.bundles import DAMAGED_STATE, BundleError
 from mlops.errors import MlopsError
 from mlops.heartbeat import Heartbeat
@@ -116,7 +117,10 @@ class Agent(ProcessWorker):
         self._ending = RunEnding(settings)
         self.activity = Activity()
         self.heartbeat = Heartbeat(settings)
-        self.sources = StatusSources()
+        self.sources = StatusSources(
+            warm_environments=lambda: warm_statuses(self._warm),
+            code_uses=lambda: CacheUses(self._code.hits, self._code.misses),
+        )
         self._outage = Outage()
         self._has_met_server = False
         self._store = functools.cache(partial(ObjectStore, settings))
@@ -367,7 +371,14 @@ class Agent(ProcessWorker):
         try:
             return await self._execution.run(
                 flow_run,
-                lambda channel: FlowStarter(configuration, warm, self._warm, channel, logger.info),
+                lambda channel: FlowStarter(
+                    configuration,
+                    warm,
+                    self._warm,
+                    channel,
+                    logger.info,
+                    note_start=partial(self.activity.note_start, flow_run.id),
+                ),
                 task_status,
             )
         finally:
