@@ -1,4 +1,5 @@
 import logging
+import time
 from pathlib import Path
 
 import pytest
@@ -42,3 +43,19 @@ def test_beat_that_cannot_be_noted_ends_nothing(
     with caplog.at_level(logging.WARNING):
         Heartbeat(settings).beat()
     assert "no heartbeat: [Errno 2]" in caplog.text
+
+
+def test_process_knows_how_it_is(
+    settings: HeartbeatSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is unwell before the first beat, well after one, and unwell a minute later."""
+    heartbeat = Heartbeat(settings)
+    assert heartbeat.problem == "has not reached its servers yet"
+    assert heartbeat.last is None
+    heartbeat.beat()
+    assert heartbeat.problem is None
+    later = time.monotonic() + 61  # as no test can wait so long
+    monkeypatch.setattr(time, "monotonic", lambda: later)
+    assert heartbeat.problem == "has not reached its servers for 61 s"
+    assert heartbeat.last is not None
+    assert heartbeat.last.seconds_ago == pytest.approx(61, abs=1)

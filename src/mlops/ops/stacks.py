@@ -205,6 +205,11 @@ VARIABLES = (
         "50000000000",
     ),
     Variable("MLOPS_DATA_CACHE_BYTES", (AGENT,), Origin.OPTIONAL, default="100000000000"),
+    Variable(
+        *("AGENT_METRICS_ADDRESS", (AGENT,), Origin.OPTIONAL),
+        "Where an agent's metrics are published, as in 0.0.0.0:9464; `127.0.0.1:` is a free port.",
+        "127.0.0.1:",
+    ),
     *_limits("postgres", SERVER, MEMORY="2g"),
     *_limits("minio", SERVER, MEMORY="2g"),
     *_limits("prefect", SERVER, MEMORY="2g"),
