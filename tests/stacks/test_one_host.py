@@ -225,6 +225,12 @@ def test_more_agents_share_the_work(one_host: OneHost) -> None:
             return {each["name"] for each in found.json() if each["status"] == "ONLINE"}
 
         wait_for(lambda: len(names()) >= 2, 60)
+        told = one_host.project.compose(
+            *("exec", "--no-TTY", "flow-agent", "mlops", "agent", "status", "--json")
+        )
+        assert told.returncode == 0, told.stderr
+        assert {each["name"] for each in json.loads(told.stdout)["agents"]} <= names()
+        assert len(json.loads(told.stdout)["agents"]) == 2
         for run in [one_host.servers.start_run("stacked/stacked") for _ in range(4)]:
             completed(one_host.servers, run)
     finally:

@@ -124,3 +124,26 @@ def test_help_names_the_commands_without_heavy_imports() -> None:
     for command in ("demo", "test", "local", "flows", "lock"):
         assert f"\n  {command}" in done.stdout
     assert "imported: []" in done.stdout
+
+
+def test_agents_are_asked_without_heavy_imports(tmp_path: Path) -> None:
+    """`mlops agent status` does not wait for the libraries that an agent needs."""
+    program = (
+        "import os, pathlib, sys\n"
+        "from mlops import cli\n"
+        "from mlops.agent.presence import Presence, announced\n"
+        "there = Presence(name='a', version='1', pid=1, machine='m', bind='127.0.0.1', port=9)\n"
+        "with announced(pathlib.Path(os.environ['MLOPS_CACHE_DIR']), there):\n"
+        "    print('code:', cli.run(['agent', 'status']))\n"
+        "heavy = {'boto3', 'httpx', 'mlflow', 'prefect', 'prometheus_client', 'psutil'}\n"
+        "print('imported:', sorted(heavy & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        check=True,
+        env=os.environ | {"MLOPS_CACHE_DIR": str(tmp_path)},
+    )
+    assert "a  127.0.0.1:9  does not answer" in done.stdout
+    assert "code: 1\nimported: []" in done.stdout
