@@ -4,6 +4,7 @@ The stream only makes things quicker: whatever it does not tell is found by poll
 """
 
 import asyncio
+import datetime as dt
 import random
 import time
 from collections.abc import Callable
@@ -13,6 +14,8 @@ from prefect.events import Event
 from prefect.events.clients import get_events_subscriber
 from prefect.events.filters import EventAnyResourceFilter, EventFilter, EventNameFilter
 from prefect.logging import get_logger
+
+from mlops.agent.status import StreamStatus
 
 # States in which a run waits for an agent, by the names that Prefect's server gives them.
 WAITING = ("Scheduled", "AwaitingRetry", "Late", "Resuming", "AwaitingConcurrencySlot")
@@ -49,6 +52,14 @@ class EventStream:
         self._connected = connected
         self.is_connected = False
         self.since = time.time()  # it stands or is lost
+
+    def status(self) -> StreamStatus:
+        """Return how it is, for the agent's status."""
+        return StreamStatus(
+            connected=self.is_connected,
+            since=dt.datetime.fromtimestamp(self.since, dt.UTC),
+            seconds=max(0.0, time.time() - self.since),
+        )
 
     async def follow(self, work_pool_id: UUID) -> None:
         """Listen until cancelled; a stream that is lost is opened again.

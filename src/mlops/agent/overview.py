@@ -15,9 +15,9 @@ from mlops.agent.status import (
     CacheStatus,
     CacheUses,
     Contact,
-    EventStream,
     GpuStatus,
     Slots,
+    StreamStatus,
     WarmStatus,
 )
 from mlops.heartbeat import Heartbeat
@@ -38,7 +38,7 @@ class StatusSources:
         code_uses: Of the cache of code.
     """
 
-    event_stream: Callable[[], EventStream | None] = lambda: None
+    event_stream: Callable[[], StreamStatus | None] = lambda: None
     gpus: Callable[[], tuple[GpuStatus, ...]] = tuple
     warm_environments: Callable[[], tuple[WarmStatus, ...]] = tuple
     environment_uses: Callable[[], CacheUses] = CacheUses

@@ -36,7 +36,7 @@ class Contact(_Part):
     seconds_ago: float
 
 
-class EventStream(_Part):
+class StreamStatus(_Part):
     """The stream of events that wakes the agent. `since`: connected, or lost."""
 
     connected: bool
@@ -230,7 +230,7 @@ class AgentStatus(_Part):
     healthy: bool
     problem: str | None
     last_contact: Contact | None
-    event_stream: EventStream | None
+    event_stream: StreamStatus | None
     slots: Slots
     runs: tuple[RunStatus, ...]
     gpus: tuple[GpuStatus, ...]

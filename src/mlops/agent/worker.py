@@ -117,10 +117,6 @@ class Agent(ProcessWorker):
         self._ending = RunEnding(settings)
         self.activity = Activity()
         self.heartbeat = Heartbeat(settings)
-        self.sources = StatusSources(
-            warm_environments=lambda: warm_statuses(self._warm),
-            code_uses=lambda: CacheUses(self._code.hits, self._code.misses),
-        )
         self._outage = Outage()
         self._has_met_server = False
         self._store = functools.cache(partial(ObjectStore, settings))
@@ -133,6 +129,11 @@ class Agent(ProcessWorker):
             taken=self._pickup.taken,
             deployment_changed=lambda _: None,
             connected=self._pickup.now,
+        )
+        self.sources = StatusSources(
+            event_stream=self._events.status,
+            warm_environments=lambda: warm_statuses(self._warm),
+            code_uses=lambda: CacheUses(self._code.hits, self._code.misses),
         )
         # Each is given the runs that are on offer, and returns those that may be taken.
         self._gates: list[Gate] = [self._pickup.admit]

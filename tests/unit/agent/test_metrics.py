@@ -18,13 +18,13 @@ from mlops.agent.status import (
     CacheUses,
     Contact,
     Durations,
-    EventStream,
     GpuStatus,
     ModuleKeptOut,
     OutcomeCount,
     RunStatus,
     Slots,
     StartDurations,
+    StreamStatus,
     WarmStatus,
 )
 from mlops.agent.status_table import render
@@ -49,7 +49,7 @@ STATUS = AgentStatus(
     healthy=True,
     problem=None,
     last_contact=Contact(at=AT, seconds_ago=1.5),
-    event_stream=EventStream(connected=True, since=AT, seconds=90.0),
+    event_stream=StreamStatus(connected=True, since=AT, seconds=90.0),
     slots=Slots(total=4, used=2),
     runs=(
         RunStatus(flow_run_id=RUN, name="odd-[red]fox", since=AT, seconds=5, start="warm", pid=9),
