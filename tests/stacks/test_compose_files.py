@@ -88,6 +88,12 @@ def test_same_volumes_from_the_root_and_from_a_stack(host: Host) -> None:
         assert {v["name"] for v in own.values()} <= {v["name"] for v in everything.values()}
 
 
+def test_agents_beside_each_other_have_ports_of_their_own(host: Host) -> None:
+    """An agent's metrics are published on this machine only, on a port that Docker finds free."""
+    (port,) = config(host, "flow_agent")["services"]["flow-agent"]["ports"]
+    assert (port["host_ip"], port["target"], port.get("published")) == ("127.0.0.1", 9464, None)
+
+
 def test_files_of_the_checkout_stay_outside(host: Host) -> None:
     """Whatever modes git has given them, no container reads them; folders of users are mounted."""
     mounts = {
