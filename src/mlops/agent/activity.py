@@ -94,13 +94,12 @@ class Activity:
 
     def note_start(self, flow_run_id: UUID, start: StartKind) -> None:
         """Note how a run's process is about to be started."""
-        with self._lock:
-            self._runs[flow_run_id].start = start
+        with self._noted(flow_run_id) as run:
+            run.start = start
 
     def note_process(self, flow_run_id: UUID, pid: int) -> None:
         """Note that a run's process was started; the plain way, unless another was noted."""
-        with self._lock:
-            run = self._runs[flow_run_id]
+        with self._noted(flow_run_id) as run:
             run.pid, run.start = pid, run.start or "plain"
             self._starts[run.start].add(time.monotonic() - run.taken)
 
@@ -112,8 +111,14 @@ class Activity:
             state: Prefect's type of it, such as `COMPLETED`; None: it is unknown.
         """
         outcome = _OUTCOMES.get(state.lower(), "other") if state else "other"
+        with self._noted(flow_run_id) as run:
+            run.outcome = outcome
+
+    @contextlib.contextmanager
+    def _noted(self, flow_run_id: UUID) -> Iterator[_Run]:
+        """Hold a run; where a later attempt at it has come and gone, one that nobody sees."""
         with self._lock:
-            self._runs[flow_run_id].outcome = outcome
+            yield self._runs.get(flow_run_id) or _Run(flow_run_id, "")
 
     def runs(self) -> tuple[RunStatus, ...]:
         """Return the runs of now, the oldest first."""

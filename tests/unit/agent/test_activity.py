@@ -48,11 +48,17 @@ def test_outcomes_are_few(state: str | None, outcome: str) -> None:
 
 
 def test_run_that_comes_back_before_its_former_attempt_is_over() -> None:
-    """The end of the former attempt leaves the new one in sight."""
+    """Whichever of the two attempts ends first, the other one is not disturbed."""
     activity, run = Activity(), uuid4()
     former = activity.running(run, "fox", None)
     former.__enter__()
     with activity.running(run, "fox", None):
         former.__exit__(None, None, None)
         assert len(activity.runs()) == 1
-    assert counts(activity) == {"other": 2}
+    with activity.running(run, "fox", None):
+        begin(activity, run, "COMPLETED")
+        assert activity.runs() == ()
+        activity.note_start(run, "warm")
+        activity.note_process(run, 8)
+        activity.note_outcome(run, "FAILED")
+    assert counts(activity) == {"other": 3, "completed": 1}
