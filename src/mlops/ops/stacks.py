@@ -206,6 +206,12 @@ VARIABLES = (
     ),
     Variable("MLOPS_DATA_CACHE_BYTES", (AGENT,), Origin.OPTIONAL, default="100000000000"),
     Variable(
+        *("MLOPS_WARM_ENVIRONMENTS", (AGENT,), Origin.OPTIONAL),
+        "How many environments have a process ready that runs start from, and how large, in bytes.",
+        "4",
+    ),
+    Variable("MLOPS_WARM_BYTES", (AGENT,), Origin.OPTIONAL, default="2000000000"),
+    Variable(
         *("AGENT_METRICS_ADDRESS", (AGENT,), Origin.OPTIONAL),
         "Where an agent's metrics are published, as in 0.0.0.0:9464; `127.0.0.1:` is a free port.",
         "127.0.0.1:",
