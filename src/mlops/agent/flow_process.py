@@ -24,9 +24,12 @@ import os
 import resource
 import runpy
 import site
+import socket
 import sys
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -37,6 +40,9 @@ if TYPE_CHECKING:
 ATTEMPT_TAG = "mlops.attempt"  # as in `mlops.lineage`, which cannot be imported here
 OPEN = {"RUNNING", "SCHEDULED"}
 ENGINE = "prefect.engine"
+SERVER_SECONDS = 600.0
+CONNECT_SECONDS = 5.0
+RETRY_SECONDS = 0.5
 REPORT_VARIABLE = "MLOPS_REPORT_FILE"
 
 
@@ -222,6 +228,28 @@ def report(file: Path) -> None:
         file.write_text(json.dumps(content))
 
 
+def await_server() -> None:
+    """Wait while the Prefect server does not listen.
+
+    Prefect's client tries again when a server goes away, but not when it was never there: a run
+    that is started in that moment would crash.
+    """
+    address = urlsplit(os.environ.get("PREFECT_API_URL", ""))
+    deadline = time.monotonic() + SERVER_SECONDS
+    is_told = False
+    while address.hostname and time.monotonic() < deadline:
+        port = address.port or (443 if address.scheme == "https" else 80)
+        try:
+            socket.create_connection((address.hostname, port), CONNECT_SECONDS).close()
+        except OSError as error:
+            if not is_told:
+                print(f"waiting for the Prefect server: {error}", file=sys.stderr, flush=True)
+                is_told = True
+            time.sleep(RETRY_SECONDS)
+        else:
+            return
+
+
 def run_engine(folder: str) -> None:
     """Run Prefect's engine as `python -m prefect.engine` does.
 
@@ -230,6 +258,7 @@ def run_engine(folder: str) -> None:
     """
     if file := os.environ.pop(REPORT_VARIABLE, ""):
         atexit.register(report, Path(file))  # called last: the others import, too
+    await_server()
     sys.meta_path.append(OurPackage())
     if not getattr(sys.flags, "safe_path", False):
         sys.path.insert(0, folder)
