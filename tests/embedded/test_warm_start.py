@@ -109,7 +109,7 @@ class WarmFlow:
             run = self.run()
             return None if PLAIN in run.log else run
 
-        run = wait_for(forked, 90)
+        run = wait_for(forked, 240)
         assert run
         return run
 
@@ -151,7 +151,7 @@ class Started:
 
     def completed(self) -> None:
         """Wait for its end, which must be a good one."""
-        state = wait_for(self._ended, 60)
+        state = wait_for(self._ended, 180)
         assert state
         assert state["type"] == "COMPLETED", state
 
