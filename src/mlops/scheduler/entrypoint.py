@@ -25,6 +25,10 @@ class SignatureError(MlopsError):
     """The types in a flow's signature cannot be loaded."""
 
 
+# Prefect refuses them when the file is loaded, which is too late. Source: `prefect.flows.Flow`.
+RESERVED = frozenset({"return_state", "wait_for"})
+
+
 class FlowFunction(BaseModel):
     """What a deployment needs to know about its function.
 
@@ -71,6 +75,11 @@ def read_function(folder: Path, file_name: str, function_name: str) -> FlowFunct
         )
     signature = function.args
     arguments = [*signature.posonlyargs, *signature.args, *signature.kwonlyargs]
+    if reserved := RESERVED & {argument.arg for argument in arguments}:
+        raise MlopsError(
+            f"deployment.flow_name: {path}:{function_name}: {', '.join(sorted(reserved))}: a "
+            "parameter's name that Prefect keeps for itself; allowed: any other"
+        )
     return FlowFunction(
         entrypoint=f"{Path(file_name).as_posix()}:{function_name}",
         flow_name=_flow_name(path, function, imported),

@@ -251,6 +251,15 @@ def test_wrong_function_is_named_with_the_right_ones(
     assert expected in str(caught.value)
 
 
+def test_parameter_that_prefect_refuses_is_named(tmp_path: Path) -> None:
+    """Prefect would refuse the file only in the run."""
+    (tmp_path / "flow.py").write_text(
+        "from prefect import flow\n\n@flow\ndef main(size, *, wait_for=None): ...\n"
+    )
+    with pytest.raises(MlopsError, match="wait_for: a parameter's name that Prefect keeps"):
+        read_function(tmp_path, "flow.py", "main")
+
+
 def test_syntax_error_is_told_with_its_line(tmp_path: Path) -> None:
     """A file that is not Python is refused with the line."""
     (tmp_path / "flow.py").write_text("def main(:\n")
