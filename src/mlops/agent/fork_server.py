@@ -52,6 +52,8 @@ BASE_MODULES = (
     "prefect._internal.metrics",
     "prefect.events.worker",
 )
+# jemalloc, which pyarrow brings along, sets itself up anew in a fork (`jemalloc_postfork_child`).
+FORK_AWARE = {"jemalloc_bg_thd"}
 CONTEXTS = 4
 DESCRIPTORS = 4  # request, standard output, standard error, life line
 
@@ -62,9 +64,14 @@ def resident_bytes() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def native_threads() -> int:
-    """Return how many threads the kernel knows of this process."""
-    return len(os.listdir("/proc/self/task"))  # noqa: PTH208  # called for each module
+def other_threads() -> int:
+    """Return how many threads there are besides this one and those that outlive a fork well."""
+    count = -1
+    for number in os.listdir("/proc/self/task"):  # noqa: PTH208  # called for each module
+        with contextlib.suppress(OSError):
+            name = Path(f"/proc/self/task/{number}/comm").read_text().strip()
+            count += name not in FORK_AWARE
+    return count
 
 
 def uses_gpu() -> bool:
@@ -82,13 +89,13 @@ def unfit() -> str:
         return "starts threads"
     if uses_gpu():
         return "opens the GPU"
-    if native_threads() > 1:
+    if other_threads():
         # Some libraries (OpenBLAS) end their threads before a fork and start them anew.
         pid = os.fork()
         if pid == 0:
             os._exit(0)
         os.waitpid(pid, 0)
-        if native_threads() > 1:
+        if other_threads():
             return "starts threads"
     return ""
 

@@ -22,6 +22,7 @@ from mlops.agent.warm_server import Readiness, WarmServer, WarmStartError
 QUIET_SECONDS = 1.0  # without a start of a run, before a process is warmed
 PATIENCE_SECONDS = 30.0  # after so long it is warmed although runs start all the time
 IMPORT_SECONDS = 60.0
+STARTS = 4  # until then the modules that make a process unfit are found one by one
 FAILURES = 3  # after so many an environment has none for a while
 RETRY_SECONDS = 600.0
 KEPT_SECONDS = 300.0  # since its last use, a process gives way to none of another environment
@@ -193,7 +194,9 @@ class WarmPool:
         Raises:
             WarmStartError: It does not start, or is unfit with Prefect alone.
         """
+        starts = 0
         while True:
+            starts += 1
             modules = self.memory.read(entry.environment)
             server = await WarmServer.start(
                 entry.environment.python, entry.variables, self._plan(modules)
@@ -206,9 +209,12 @@ class WarmPool:
             unfit = {n: r[1:] for n, r in readiness.skipped.items() if r.startswith("!")}
             if not unfit:
                 raise WarmStartError("Prefect alone makes it unfit for forking")
-            for name, reason in unfit.items():
+            for name, reason in list(unfit.items()):
                 key = entry.environment.key
                 logger.warning("environment %s: %s is not imported ahead: %s", key, name, reason)
+                if starts == STARTS:  # each further one would cost seconds of a core
+                    late = modules.to_import[modules.to_import.index(name) + 1 :]
+                    unfit |= dict.fromkeys(late, f"comes after {name}, which {reason}")
             self.memory.deny(entry.environment, unfit)
 
     def _plan(self, modules: LearnedModules) -> dict[str, Any]:
