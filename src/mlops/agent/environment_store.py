@@ -4,8 +4,9 @@ Layout of the cache's folder:
 
     <key>.json               says which build is the environment; replaced atomically, last
     <key>.lock               held by the one process that builds the key
+    <key>.progress           what that one says, for those who wait for it
     builds/<key>-<random>/   a virtual environment; without a `.json` that names it: unfinished,
-                             or replaced
+                             or replaced. `mlops-proven` in it: Prefect has started there
     leases/<build>.lock      locked exclusively while the build is made or removed, shared by the
                              runs that use it; its modification time is the last use
 
@@ -26,6 +27,9 @@ import filelock
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlops.errors import MlopsError
+from mlops.file_lock import share_lock, try_lock
+
+_PROVEN = "mlops-proven"
 
 
 class EnvironmentGoneError(MlopsError):
@@ -83,7 +87,7 @@ class EnvironmentStore:
                 continue
             with contextlib.suppress(FileNotFoundError):
                 last_used = self.lease_file(record.build).stat().st_mtime
-                with self._exclusive(record.build) as is_free:
+                with try_lock(self.lease_file(record.build)) as is_free:
                     in_use = not is_free
                 entries.append(
                     CacheEntry(
@@ -102,7 +106,10 @@ class EnvironmentStore:
         """Remove what killed builders left, and builds that were replaced."""
         for folder in self.builds.glob("*"):
             key = folder.name.partition("-")[0]
-            with contextlib.suppress(FileNotFoundError), self._exclusive(folder.name) as is_free:
+            with (
+                contextlib.suppress(FileNotFoundError),
+                try_lock(self.lease_file(folder.name)) as is_free,
+            ):
                 record = self.read(key)
                 if is_free and (record is None or record.build != folder.name):
                     self._remove_build(folder)
@@ -119,19 +126,16 @@ class EnvironmentStore:
         Raises:
             EnvironmentGoneError: It was removed before.
         """
-        try:
-            descriptor = os.open(self.lease_file(folder.name), os.O_RDWR)
-        except FileNotFoundError:
-            raise EnvironmentGoneError(f"{folder}: was removed") from None
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_SH)
+        with contextlib.ExitStack() as stack:
+            try:
+                descriptor = stack.enter_context(share_lock(self.lease_file(folder.name)))
+            except FileNotFoundError:
+                raise EnvironmentGoneError(f"{folder}: was removed") from None
             if not (folder / "bin" / "python").exists():
                 raise EnvironmentGoneError(f"{folder}: was removed")
             os.utime(descriptor)
             yield descriptor
             os.utime(descriptor)
-        finally:
-            os.close(descriptor)  # never unlocked: a process that inherited it still holds it
 
     @contextlib.contextmanager
     def new_build(self, key: str) -> Iterator[tuple[Path, int]]:
@@ -157,21 +161,48 @@ class EnvironmentStore:
         """Return the lock of whoever builds a key."""
         return filelock.FileLock(self.root / f"{key}.lock", is_singleton=False)
 
+    def progress(self, key: str) -> Path:
+        """Return the file in which whoever builds a key says what happens."""
+        return self.root / f"{key}.progress"
+
     def remove(self, entry: CacheEntry) -> bool:
         """Remove an environment unless somebody uses or builds it."""
         try:
             with (
                 self.building(entry.key).acquire(timeout=0),
-                self._exclusive(entry.folder.name) as is_free,
+                try_lock(self.lease_file(entry.folder.name)) as is_free,
             ):
                 record = self.read(entry.key)
                 if not is_free or record is None or record.build != entry.folder.name:
                     return False
                 (self.root / f"{entry.key}.json").unlink()
+                self.progress(entry.key).unlink(missing_ok=True)
                 self._remove_build(entry.folder)
         except (filelock.Timeout, FileNotFoundError):
             return False
         return True
+
+    def discard(self, folder: Path) -> None:
+        """Take a build for no environment any more; what uses it may go on."""
+        key = folder.name.partition("-")[0]
+        with contextlib.suppress(filelock.Timeout), self.building(key).acquire(timeout=0):
+            record = self.read(key)
+            if record and record.build == folder.name:
+                (self.root / f"{key}.json").unlink()
+
+    def is_proven(self, folder: Path) -> bool:
+        """Return whether Prefect is known to start in a build."""
+        return (folder / _PROVEN).exists()
+
+    def prove(self, folder: Path) -> None:
+        """Note that Prefect has started in a build."""
+        with contextlib.suppress(OSError):  # a note: it is removed just now, or the disk is full
+            (folder / _PROVEN).touch()
+
+    def touch(self, folder: Path) -> None:
+        """Note that a build is used now."""
+        with contextlib.suppress(FileNotFoundError):  # one of an image: nobody removes it
+            os.utime(self.lease_file(folder.name))
 
     def lease_file(self, build: str) -> Path:
         """Return the file that the users of a build lock."""
@@ -194,20 +225,6 @@ class EnvironmentStore:
         """Remove a build whose lease is held exclusively."""
         shutil.rmtree(folder, ignore_errors=True)
         self.lease_file(folder.name).unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def _exclusive(self, build: str) -> Iterator[bool]:
-        """Try to lock a build for ourselves; False: somebody uses or makes it."""
-        descriptor = os.open(self.lease_file(build), os.O_RDWR)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
-            os.close(descriptor)
 
 
 def measure(folder: Path) -> tuple[int, int]:

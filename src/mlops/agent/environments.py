@@ -1,24 +1,24 @@
 """The environments of this host: one for each distinct set of requirements, kept and shared."""
 
 import contextlib
-import functools
-import hashlib
-import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
-import filelock
-
 from mlops.agent.environment_build import (
-    RECIPE,
     EnvironmentBuildCancelledError,
     EnvironmentBuilder,
     EnvironmentBuildError,
-    supplied_requirements,
+)
+from mlops.agent.environment_bytecode import share_bytecode
+from mlops.agent.environment_check import find_fault
+from mlops.agent.environment_spec import (
+    Environment,
+    EnvironmentSpec,
+    Request,
+    packages_folder,
 )
 from mlops.agent.environment_store import (
     CacheEntry,
@@ -27,8 +27,9 @@ from mlops.agent.environment_store import (
     EnvironmentStore,
     measure,
 )
+from mlops.agent.environment_turns import turn_to_build
 from mlops.agent.interpreters import Interpreter, find_interpreter
-from mlops.agent.requirements import NO_REQUIREMENTS, Requirements, read_requirements
+from mlops.agent.requirements import NO_REQUIREMENTS
 
 __all__ = [
     "CacheEntry",
@@ -42,55 +43,12 @@ __all__ = [
 
 # Between `ensure` and `lease` nobody holds an environment; so long it is safe all the same.
 _GRACE_SECONDS = 60.0
-_LOCK_POLL_SECONDS = 0.2
+# What is built ahead of time takes the place of nothing that was used within this time.
+_RECENT_SECONDS = 7 * 24 * 3600.0
+_DONORS = 8  # of bytecode; those that were used last
+_NOT_STARTED = "Prefect does not start in its environment"
 
-
-@dataclass(frozen=True)
-class EnvironmentSpec:
-    """What a run asks for.
-
-    Attributes:
-        folder: The flow's code folder.
-        requirements: Path of the requirements file in it; None: none. A `uv.lock` beside a
-            `pyproject.toml` wins over none and over `requirements.txt`.
-        python: Version such as `3.12`; None: the agent's own.
-        torch_backend: uv's `--torch-backend`, such as `cpu` or `cu130`; None: the default index.
-    """
-
-    folder: Path
-    requirements: str | None = None
-    python: str | None = None
-    torch_backend: str | None = None
-
-
-@dataclass(frozen=True)
-class Environment:
-    """An environment that is ready.
-
-    Attributes:
-        key: Names it on this host.
-        python: Its interpreter.
-        python_version: The interpreter's full version.
-        folder: The virtual environment.
-        requirements_hash: SHA-256 of what was asked for, such as the lines of the requirements
-            file; 64 hexadecimal digits.
-        seconds: What its build took; 0 when it was there.
-    """
-
-    key: str
-    python: Path
-    python_version: str
-    folder: Path
-    requirements_hash: str
-    seconds: float
-
-    @functools.cached_property
-    def packages_hash(self) -> str:
-        """SHA-256 of the names and versions of what is installed; 64 hexadecimal digits."""
-        major_minor = ".".join(self.python_version.split(".")[:2])
-        packages = self.folder / "lib" / f"python{major_minor}" / "site-packages"
-        installed = sorted(path.name for path in packages.glob("*.dist-info"))
-        return hashlib.sha256("\n".join(installed).encode()).hexdigest()
+Log = Callable[[str], None]
 
 
 class EnvironmentCache:
@@ -104,6 +62,11 @@ class EnvironmentCache:
         python_downloads: Whether uv may fetch a Python that is not on this host.
         prebuilt: A folder that `prebuild` made, for example in an image. Its environments are
             used in place and before the cache's own; they are never written to or removed.
+
+    Attributes:
+        limit_bytes: As given.
+        hits: How often a run's environment was there, since this process began.
+        misses: How often it was not.
     """
 
     def __init__(
@@ -114,21 +77,21 @@ class EnvironmentCache:
         python_downloads: bool = False,
         prebuilt: Path | None = None,
     ) -> None:
+        self.limit_bytes = limit_bytes
+        self.hits = 0
+        self.misses = 0
         self._store = EnvironmentStore(root)
         self._prebuilt = EnvironmentStore(prebuilt) if prebuilt else None
-        self._limit_bytes = limit_bytes
         self._python_downloads = python_downloads
         self._interpreters: dict[str | None, Interpreter] = {}
         self._verified: set[str] = set()  # builds that this process has looked through
 
     def ensure(
-        self,
-        spec: EnvironmentSpec,
-        log: Callable[[str], None],
-        *,
-        cancel: threading.Event | None = None,
+        self, spec: EnvironmentSpec, log: Log, *, cancel: threading.Event | None = None
     ) -> Environment:
         """Return the environment for a run; build it when it is not there.
+
+        Prefect has not been started in a new one: the run is about to, see `judge`.
 
         Args:
             spec: What the run asks for.
@@ -140,51 +103,108 @@ class EnvironmentCache:
             EnvironmentBuildCancelledError: `cancel` was set.
             MlopsError: A requirements file or the Python is missing.
         """
-        try:
-            return self._ensure(spec, log, cancel)
-        except OSError as error:
-            raise EnvironmentBuildError(
-                f"{self._store.root}: the environment cannot be kept here:", output=str(error)
-            ) from error
+        with self._errors():
+            request = self._request(spec)
+            if folder := self._find(request.key, log):
+                self.hits += 1
+                self._store.touch(folder)
+                return request.environment(folder)
+            self.misses += 1
+            environment = self._build_once(request, log, cancel)
+            self._store.touch(environment.folder)
+            self.shrink(log)
+            return environment
 
-    def _ensure(
+    def ensure_ahead(
         self,
         spec: EnvironmentSpec,
-        log: Callable[[str], None],
-        cancel: threading.Event | None,
-    ) -> Environment:
-        self._store.create()
-        interpreter = self._interpreter(spec.python)
-        requirements = read_requirements(spec.folder, spec.requirements, interpreter.version)
-        key = _key(requirements, interpreter, spec.torch_backend)
-        if folder := self._find(key, log):
-            return _environment(key, folder, requirements, interpreter)
-        with self._building(key, log, cancel):
-            if folder := self._find(key, log):
-                return _environment(key, folder, requirements, interpreter)
-            self._store.sweep()
-            environment = self._build(key, spec, requirements, interpreter, log=log, cancel=cancel)
-        self.shrink(log)
-        return environment
+        log: Log,
+        *,
+        modules: Sequence[str] = (),
+        cancel: threading.Event | None = None,
+    ) -> None:
+        """Build an environment that no run waits for, if there is room, and start Prefect in it.
 
-    def prebuild(self, lock: Path, log: Callable[[str], None]) -> Environment:
-        """Build the environment of flows without requirements ahead of time.
+        Args:
+            spec: What runs will ask for.
+            log: Receives lines about the build.
+            modules: What they import, to be compiled.
+            cancel: Stops it when set.
+
+        Raises:
+            EnvironmentBuildError: It cannot be built, or Prefect does not start in it.
+            EnvironmentBuildCancelledError: `cancel` was set.
+            MlopsError: A requirements file or the Python is missing.
+        """
+        with self._errors():
+            request = self._request(spec)
+            if self._find(request.key, log):
+                return
+            self._make_room(log, _RECENT_SECONDS)
+            if self._size_bytes() >= self.limit_bytes:
+                log(f"environment {request.key}: not built ahead of time, the cache is full")
+                return
+            environment = self._build_once(request, log, cancel)
+            self._make_room(log, _RECENT_SECONDS)
+            if self._size_bytes() > self.limit_bytes:
+                for entry in self.entries():
+                    if entry.folder == environment.folder and self._store.remove(entry):
+                        log(f"environment {entry.key}: does not fit the cache, removed again")
+                return
+        with contextlib.suppress(EnvironmentGoneError), self.lease(environment) as descriptor:
+            fault = find_fault(
+                environment.python,
+                modules=modules,
+                cancel=cancel,
+                descriptors=[descriptor],
+                is_urgent=False,
+            )
+            if fault:
+                self._store.discard(environment.folder)
+                label = request.requirements.label
+                raise EnvironmentBuildError(f"{label}: {_NOT_STARTED}:", output=fault)
+            if not (cancel and cancel.is_set()):
+                self._store.prove(environment.folder)
+
+    def judge(self, environment: Environment, status_code: int) -> str:
+        """Learn from the end of a run's process whether its environment is good.
+
+        Where no run has ended well yet, Prefect is started by itself. If it does not start, the
+        environment is dropped, and the next run builds it again.
+
+        Args:
+            environment: It ran in this.
+            status_code: Its exit code, or the negative number of the signal that killed it.
+
+        Returns:
+            What is wrong with the environment, for people; empty: nothing.
+        """
+        folder = environment.folder
+        if self._is_prebuilt(folder) or self._store.is_proven(folder):
+            return ""
+        fault = find_fault(environment.python) if status_code else ""
+        if not fault:
+            self._store.prove(folder)
+            return ""
+        self._store.discard(folder)
+        return f"{_NOT_STARTED}, which is dropped:\n{fault}"
+
+    def prebuild(self, lock: Path, log: Log) -> Environment:
+        """Build the environment of flows without requirements ahead of time, for an image.
 
         Args:
             lock: What to install, with hashes.
             log: Receives lines about the build.
 
         Raises:
-            EnvironmentBuildError: It cannot be built.
+            EnvironmentBuildError: It cannot be built, or Prefect does not start in it.
         """
+        request = Request(EnvironmentSpec(lock.parent), NO_REQUIREMENTS, self._interpreter(None))
         self._store.create()
-        interpreter = self._interpreter(None)
-        key = _key(NO_REQUIREMENTS, interpreter, None)
-        spec = EnvironmentSpec(lock.parent)
-        with self._building(key, log, None):
-            return self._build(
-                key, spec, NO_REQUIREMENTS, interpreter, log=log, cancel=None, lock=lock
-            )
+        environment = self._build_once(request, log, None, lock=lock)
+        if fault := find_fault(environment.python):
+            raise EnvironmentBuildError(f"{lock}: {_NOT_STARTED}:", output=fault)
+        return environment
 
     @contextlib.contextmanager
     def lease(self, environment: Environment) -> Iterator[int]:
@@ -196,7 +216,7 @@ class EnvironmentCache:
         Raises:
             EnvironmentGoneError: It was removed before.
         """
-        if self._prebuilt and environment.folder.parent == self._prebuilt.builds:
+        if self._is_prebuilt(environment.folder):
             descriptor = os.open(environment.folder, os.O_RDONLY)  # nobody removes it
             try:
                 yield descriptor
@@ -214,19 +234,42 @@ class EnvironmentCache:
         """Remove what killed builders left, and builds that were replaced."""
         self._store.sweep()
 
-    def shrink(self, log: Callable[[str], None]) -> None:
+    def shrink(self, log: Log) -> None:
         """Remove the least recently used environments until the limit is met."""
+        self._make_room(log, _GRACE_SECONDS)
+
+    def _make_room(self, log: Log, unused_seconds: float) -> None:
+        """Remove environments that were not used for so long until the limit is met."""
         entries = self._store.entries()
         size_bytes = sum(entry.size_bytes for entry in entries)
         for entry in entries:
-            if size_bytes <= self._limit_bytes:
+            if size_bytes <= self.limit_bytes:
                 break
-            if time.time() - entry.last_used > _GRACE_SECONDS and self._store.remove(entry):
+            if time.time() - entry.last_used > unused_seconds and self._store.remove(entry):
                 size_bytes -= entry.size_bytes
                 log(
                     f"environment {entry.key}: removed, least recently used "
                     f"({entry.size_bytes / 1e6:.0f} MB)"
                 )
+
+    def _size_bytes(self) -> int:
+        return sum(entry.size_bytes for entry in self._store.entries())
+
+    def _is_prebuilt(self, folder: Path) -> bool:
+        return self._prebuilt is not None and folder.parent == self._prebuilt.builds
+
+    @contextlib.contextmanager
+    def _errors(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise EnvironmentBuildError(
+                f"{self._store.root}: the environment cannot be kept here:", output=str(error)
+            ) from error
+
+    def _request(self, spec: EnvironmentSpec) -> Request:
+        self._store.create()
+        return Request.read(spec, self._interpreter(spec.python))
 
     def _interpreter(self, request: str | None) -> Interpreter:
         known = self._interpreters.get(request)
@@ -235,7 +278,7 @@ class EnvironmentCache:
             self._interpreters[request] = known
         return known
 
-    def _find(self, key: str, log: Callable[[str], None]) -> Path | None:
+    def _find(self, key: str, log: Log) -> Path | None:
         """Return the folder of a finished environment that is whole."""
         if self._prebuilt and (record := self._prebuilt.read(key)):
             folder = self._prebuilt.builds / record.build
@@ -248,10 +291,7 @@ class EnvironmentCache:
         if damage := self._damage(folder, record):
             log(f"environment {key}: damaged ({damage}), building it again")
             return None
-        with contextlib.suppress(FileNotFoundError):
-            os.utime(self._store.lease_file(record.build))
-            return folder
-        return None
+        return folder
 
     def _damage(self, folder: Path, record: EnvironmentRecord) -> str:
         """Say what is wrong with an environment; empty: nothing that can be seen.
@@ -270,63 +310,52 @@ class EnvironmentCache:
             self._verified.add(record.build)
         return ""
 
-    @contextlib.contextmanager
-    def _building(
-        self, key: str, log: Callable[[str], None], cancel: threading.Event | None
-    ) -> Iterator[None]:
-        """Hold the right to build a key; wait for whoever has it."""
-        lock = self._store.building(key)
-        is_told = False
-        while True:
-            try:
-                lock.acquire(timeout=_LOCK_POLL_SECONDS if is_told else 0)
-                break
-            except filelock.Timeout:
-                if not is_told:
-                    log(f"environment {key}: waiting for another run that builds it")
-                    is_told = True
-            if cancel and cancel.is_set():
-                raise EnvironmentBuildCancelledError("the wait for the environment was stopped")
-        try:
-            yield
-        finally:
-            lock.release()
+    def _build_once(
+        self,
+        request: Request,
+        log: Log,
+        cancel: threading.Event | None,
+        *,
+        lock: Path | None = None,
+    ) -> Environment:
+        """Build an environment, unless somebody else has just done so."""
+        key = request.key
+        turn = turn_to_build(key, self._store.building(key), self._store.progress(key), log, cancel)
+        with turn as tell:
+            if folder := self._find(key, tell):
+                return request.environment(folder)
+            self._store.sweep()
+            return self._build(request, tell, cancel, lock)
 
     def _build(
-        self,
-        key: str,
-        spec: EnvironmentSpec,
-        requirements: Requirements,
-        interpreter: Interpreter,
-        *,
-        log: Callable[[str], None],
-        cancel: threading.Event | None,
-        lock: Path | None = None,
+        self, request: Request, log: Log, cancel: threading.Event | None, lock: Path | None
     ) -> Environment:
         """Build an environment, then name it in its record."""
         started = time.monotonic()
+        key, version, torch = request.key, request.interpreter.version, request.spec.torch_backend
         log(
-            f"environment {key}: building for {requirements.label}, Python {interpreter.version}"
-            + (f", torch for {spec.torch_backend}" if spec.torch_backend else "")
+            f"environment {key}: building for {request.requirements.label}, Python {version}"
+            + (f", torch for {torch}" if torch else "")
         )
         with self._store.new_build(key) as (folder, descriptor):
             builder = EnvironmentBuilder(
                 folder=folder,
-                code=spec.folder,
-                requirements=requirements,
-                interpreter=interpreter,
-                torch_backend=spec.torch_backend,
+                code=request.spec.folder,
+                requirements=request.requirements,
+                interpreter=request.interpreter,
+                torch_backend=torch,
                 lock=lock,
                 log=log,
                 cancel=cancel,
                 descriptors=[descriptor],
             )
             builder.build()
+            share_bytecode(packages_folder(folder, version), self._donors(version))
             files, size_bytes = measure(folder)
             record = EnvironmentRecord(
                 build=folder.name,
-                requirements=requirements.label,
-                python_version=interpreter.version,
+                requirements=request.requirements.label,
+                python_version=version,
                 files=files,
                 size_bytes=size_bytes,
             )
@@ -334,38 +363,10 @@ class EnvironmentCache:
         self._verified.add(folder.name)
         seconds = time.monotonic() - started
         log(f"environment {key}: built in {seconds:.1f} s, {size_bytes / 1e6:.0f} MB")
-        return _environment(key, folder, requirements, interpreter, seconds)
+        return request.environment(folder, seconds)
 
-
-def _environment(
-    key: str,
-    folder: Path,
-    requirements: Requirements,
-    interpreter: Interpreter,
-    seconds: float = 0,
-) -> Environment:
-    return Environment(
-        key=key,
-        python=folder / "bin" / "python",
-        python_version=interpreter.version,
-        folder=folder,
-        requirements_hash=hashlib.sha256(requirements.fingerprint.encode()).hexdigest(),
-        seconds=seconds,
-    )
-
-
-def _key(requirements: Requirements, interpreter: Interpreter, torch_backend: str | None) -> str:
-    """Name the environment by everything that it depends on."""
-    text = json.dumps(
-        [
-            RECIPE,
-            interpreter.version,
-            interpreter.platform,
-            # Without requirements there is no torch that it could change.
-            None if requirements.is_none else torch_backend,
-            requirements.is_project,
-            requirements.fingerprint,
-            supplied_requirements(requirements),
-        ]
-    )
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    def _donors(self, python_version: str) -> list[Path]:
+        """Return the packages of environments whose bytecode another may take over."""
+        entries = [e for e in self._store.entries() if e.python_version == python_version]
+        last = sorted(entries, key=lambda entry: entry.last_used, reverse=True)[:_DONORS]
+        return [packages_folder(entry.folder, python_version) for entry in last]

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from mlops.errors import MlopsError
+from mlops.file_lock import share_lock, try_lock
 
 _STAMP_FROM = 1_000_000_000  # 2001, in seconds: no file of today has it by chance
 _STAMP_SPAN = 500_000_000
@@ -151,30 +152,19 @@ class DataCache:
     @contextmanager
     def in_use(self, data_hash: str) -> Iterator[None]:
         """Hold the cache: nothing is removed meanwhile. Notes that this data is used now."""
-        with self.errors():
-            descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
+        with contextlib.ExitStack() as stack:
             with self.errors():
-                fcntl.flock(descriptor, fcntl.LOCK_SH)
+                stack.enter_context(share_lock(self.root / "lock", create=True))
                 self._use(data_hash).touch()
             yield
-        finally:
-            os.close(descriptor)
 
     @contextmanager
     def alone(self) -> Iterator[bool]:
         """Hold the cache for oneself, if no pull holds it; yields whether that is so."""
-        with self.errors():
-            descriptor = os.open(self.root / "lock", os.O_RDWR | os.O_CREAT, 0o600)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                yield False
-            else:
-                yield True
-        finally:
-            os.close(descriptor)
+        with contextlib.ExitStack() as stack:
+            with self.errors():
+                is_alone = stack.enter_context(try_lock(self.root / "lock", create=True))
+            yield is_alone
 
     @contextmanager
     def fetching(self, data_hash: str) -> Iterator[None]:

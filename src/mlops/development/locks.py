@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 from pathlib import Path
 
-from mlops.agent.environment_build import default_requirements
+from mlops.agent.environment_packages import default_requirements
 from mlops.errors import MlopsError
 
 UNION = "test"

@@ -120,7 +120,7 @@ def test_two_processes_build_once(shared: Shared) -> None:
     """Of two processes that need the same environment one builds and the other waits for it."""
     assert sorted(result.seconds > 0 for result in shared.results) == [False, True]
     assert shared.results[0].folder == shared.results[1].folder
-    assert any("waiting for another run" in line for line in shared.lines)
+    assert any("being built already" in line for line in shared.lines)
 
 
 def test_a_killed_builder_is_in_nobodys_way(shared: Shared) -> None:
