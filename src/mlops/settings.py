@@ -213,6 +213,7 @@ class AgentSettings(
     gpu_ids: Annotated[tuple[str, ...] | Literal["all"], NoDecode] = "all"
     mlops_prebuilt_dir: Path | None = None  # environments that the agent's image brings along
     mlops_environment_cache_bytes: int = Field(default=50 * 10**9, gt=0)
+    mlops_code_cache_bytes: int = Field(default=5 * 10**9, gt=0)
     # Processes that runs are forked from: how many environments have one, and how much of its
     # memory importing ahead may take up.
     mlops_warm_environments: int = Field(default=4, ge=0)

@@ -5,8 +5,9 @@ import errno
 import shutil
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -23,9 +24,23 @@ from mlops.bundles import (
     parse_prefix,
 )
 from mlops.errors import MlopsError
+from mlops.file_lock import share_lock, try_lock
 from mlops.storage import ObjectStore
 
 ABANDONED_AFTER_SECONDS = 14 * 24 * 3600
+# Between `ensure` and `lease` nobody holds a bundle; so long it is safe all the same.
+GRACE_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class CodeEntry:
+    """A bundle as the cache's list shows it. `last_used` is in seconds since the epoch."""
+
+    content_hash: str
+    folder: Path
+    size_bytes: int
+    last_used: float
+    in_use: bool
 
 
 class CodeCache:
@@ -36,25 +51,32 @@ class CodeCache:
 
     Args:
         root: Folder of the cache; made when missing.
+        limit_bytes: Above this size the least recently used bundles go.
 
     Attributes:
-        hits: How often a bundle was there, since this process began.
+        limit_bytes: As given.
+        hits: How often a run's code was there, since this process began.
         misses: How often it was not.
     """
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, limit_bytes: int) -> None:
         self.root = root
-        self._bundles = root / "code"
-        self._views = root / "runs"
+        self.limit_bytes = limit_bytes
         self.hits = 0
         self.misses = 0
+        self._bundles = root / "code"
+        self._views = root / "runs"
+        self._leases = root / "code-leases"
 
-    def ensure(self, store: ObjectStore, prefix: str) -> tuple[Path, Manifest]:
+    def ensure(
+        self, store: ObjectStore, prefix: str, *, is_for_run: bool = True
+    ) -> tuple[Path, Manifest]:
         """Return a bundle's folder and manifest, downloading it the first time.
 
         Args:
             store: The bucket for code.
             prefix: The bundle's prefix in it.
+            is_for_run: Whether a run asks for it, and it counts as used.
 
         Raises:
             BundleError: It is missing or damaged.
@@ -65,18 +87,23 @@ class CodeCache:
             raise BundleError(f"{store.uri(prefix)}: is not a bundle of ours")
         folder = self._bundles / content_hash
         manifest = _read_cached(folder, content_hash)
-        if manifest is not None:
-            self.hits += 1
-            return folder, manifest
-        self.misses += 1
-        manifest = fetch_manifest(store, prefix)
+        if is_for_run:
+            self.hits += manifest is not None
+            self.misses += manifest is None
         try:
-            self._bundles.mkdir(parents=True, exist_ok=True)
+            if manifest is not None:
+                if is_for_run or not self._lease_file(folder).exists():
+                    self._touch(folder)
+                return folder, manifest
+            manifest = fetch_manifest(store, prefix)
+            for parent in (self._bundles, self._leases):
+                parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=self._bundles, prefix=".tmp-") as temporary:
                 target = Path(temporary) / "bundle"
                 target.mkdir()
                 download(store, prefix, manifest, target)
                 (target / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+                self._touch(folder)  # before others see it: what was never used goes first
                 _move(target, folder)
         except OSError as error:
             raise MlopsError(
@@ -86,18 +113,85 @@ class CodeCache:
         cached = _read_cached(folder, content_hash)
         if cached is None:
             raise MlopsError(f"{folder}: the code could not be put in place")
+        self.shrink()
         return folder, cached
 
+    @contextlib.contextmanager
+    def lease(self, bundle: Path) -> Iterator[None]:
+        """Keep a bundle from being removed.
+
+        Args:
+            bundle: The shared folder.
+
+        Raises:
+            MlopsError: It was removed since `ensure`.
+        """
+        with share_lock(self._lease_file(bundle), create=True):
+            if not bundle.exists():
+                raise MlopsError(f"{bundle}: was removed", hint="run the flow again")
+            yield
+
+    def entries(self) -> list[CodeEntry]:
+        """List the bundles, the least recently used first."""
+        entries = []
+        for folder in self._bundles.glob("[0-9a-f]*"):
+            with contextlib.suppress(FileNotFoundError, ValidationError):
+                manifest = Manifest.model_validate_json((folder / MANIFEST_NAME).read_bytes())
+                lease = self._lease_file(folder)
+                with try_lock(lease, create=True) as is_free:
+                    in_use = not is_free
+                entries.append(
+                    CodeEntry(
+                        content_hash=folder.name,
+                        folder=folder,
+                        size_bytes=sum(file.size for file in manifest.files),
+                        last_used=lease.stat().st_mtime,
+                        in_use=in_use,
+                    )
+                )
+        return sorted(entries, key=lambda entry: entry.last_used)
+
+    def shrink(self) -> None:
+        """Remove the least recently used bundles until the limit is met; none in use."""
+        entries = self.entries()
+        size_bytes = sum(entry.size_bytes for entry in entries)
+        for entry in entries:
+            if size_bytes <= self.limit_bytes:
+                break
+            if time.time() - entry.last_used > GRACE_SECONDS and self._remove(entry.folder):
+                size_bytes -= entry.size_bytes
+
+    def _remove(self, folder: Path) -> bool:
+        """Remove a bundle unless somebody uses it."""
+        lease = self._lease_file(folder)
+        with try_lock(lease, create=True) as is_free:
+            if is_free:
+                gone = folder.with_name(f".tmp-{folder.name}")
+                folder.rename(gone)  # at once: a bundle is whole, or not there
+                shutil.rmtree(gone, ignore_errors=True)
+            return is_free
+
+    def _touch(self, folder: Path) -> None:
+        self._leases.mkdir(parents=True, exist_ok=True)
+        self._lease_file(folder).touch()
+
+    def _lease_file(self, folder: Path) -> Path:
+        return self._leases / f"{folder.name}.lock"
+
     def sweep(self) -> None:
-        """Remove the private views that agents left behind when they were killed.
+        """Remove what agents left behind when they were killed: private views, half bundles.
 
         Only old ones: the run of a killed agent may go on in its view.
         """
         oldest = time.time() - ABANDONED_AFTER_SECONDS
-        for view in self._views.glob("run-*"):
+        for left in (*self._views.glob("run-*"), *self._bundles.glob(".tmp-*")):
             with contextlib.suppress(FileNotFoundError):
-                if view.stat().st_mtime < oldest:
-                    shutil.rmtree(view, ignore_errors=True)
+                if left.stat().st_mtime < oldest:
+                    shutil.rmtree(left, ignore_errors=True)
+        for lease in self._leases.glob("*.lock"):
+            with contextlib.suppress(FileNotFoundError):
+                if lease.stat().st_mtime < oldest and not (self._bundles / lease.stem).exists():
+                    lease.unlink()
 
     @asynccontextmanager
     async def private_view(self, bundle: Path, parent: Path | None = None) -> AsyncIterator[Path]:

@@ -65,13 +65,17 @@ class ProcessEnd:
         status_code: Its exit code, or the negative number of the signal that killed it.
         out_of_memory: The kernel was killing for want of memory at that time.
         may_have_logged: Whether there may be MLflow runs of it.
+        fault: What else is known to have ended it.
     """
 
     status_code: int
     out_of_memory: bool = False
     may_have_logged: bool = True
+    fault: str = ""
 
     def __str__(self) -> str:
+        if self.fault:
+            return self.fault
         if self.status_code >= 0:
             return f"the flow's process ended with exit code {self.status_code}"
         if self.status_code == -signal.SIGKILL and self.out_of_memory:

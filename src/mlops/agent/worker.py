@@ -47,6 +47,7 @@ from mlops.agent.out_of_memory import OutOfMemoryWatch
 from mlops.agent.outage import Outage
 from mlops.agent.overview import StatusSources
 from mlops.agent.pickup import Pickup
+from mlops.agent.prebuilding import Prebuilding
 from mlops.agent.recent_answers import RecentAnswers
 from mlops.agent.recovery import recover_regularly
 from mlops.agent.run_context import BundleSource, Labels, RunContext, own_environment
@@ -99,7 +100,9 @@ class Agent(ProcessWorker):
             **options,
         )
         self._settings = settings
-        self._code = CodeCache(settings.mlops_cache_dir)
+        self._code = CodeCache(
+            settings.mlops_cache_dir, limit_bytes=settings.mlops_code_cache_bytes
+        )
         self._environments = EnvironmentCache(
             settings.mlops_cache_dir / "environments",
             limit_bytes=settings.mlops_environment_cache_bytes,
@@ -124,10 +127,13 @@ class Agent(ProcessWorker):
         self._has_pool = asyncio.Event()
         self._turns = Turns(self.name)
         self._pickup = Pickup(self._turns, self._ask_for_runs, self._free_slots)
+        self._prebuilding = Prebuilding(
+            settings, self._code, self._environments, lambda: self._free_slots() > 0
+        )
         self._events = EventStream(
             waiting=self._pickup.waiting,
             taken=self._pickup.taken,
-            deployment_changed=lambda _: None,
+            deployment_changed=self._prebuilding.deployment_changed,
             connected=self._pickup.now,
         )
         self.sources = StatusSources(
@@ -259,6 +265,7 @@ class Agent(ProcessWorker):
         async with anyio.create_task_group() as tasks:
             tasks.start_soon(self._events.follow, self.work_pool.id)
             tasks.start_soon(self._pickup.work)
+            tasks.start_soon(self._prebuilding.work)
 
     async def keep_warm(self) -> None:
         """Have processes ready that runs are forked from, for as long as the agent lives."""
@@ -354,9 +361,21 @@ class Agent(ProcessWorker):
             result.status_code,
             memory.struck,
             may_have_logged=RunReport.read(_report_file(configuration)).may_have_logged,
+            fault=await self._environment_fault(context, result.status_code),
         )
         await self._conclude(flow_run, opened, end)
         return result
+
+    async def _environment_fault(self, context: RunContext, status_code: int) -> str:
+        """Say in the run's log, and return in one line, if its environment is what failed it."""
+        if context.packages is None:
+            return ""
+        judge = partial(self._environments.judge, context.packages, status_code)
+        fault = await anyio.to_thread.run_sync(judge)
+        if not fault:
+            return ""
+        self.get_flow_run_logger(context.flow_run).error("%s", fault)
+        return f"{fault.splitlines()[0]} (see the run's log)"
 
     async def _run_in_environment(
         self,
@@ -462,6 +481,7 @@ class Agent(ProcessWorker):
             python=manifest.needs.python,
             torch_backend=self._settings.torch_backend,
         )
+        stack.enter_context(self._code.lease(folder))
         logger = self.get_flow_run_logger(context.flow_run)
         environment = await self._build_environment(context.flow_run, spec, logger.info)
         stack.enter_context(self._environments.lease(environment))

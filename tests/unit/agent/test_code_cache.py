@@ -33,7 +33,7 @@ def prefix(store: ObjectStore, tmp_path: Path) -> str:
 
 @pytest.fixture
 def cache(tmp_path: Path) -> CodeCache:
-    return CodeCache(tmp_path / "cache")
+    return CodeCache(tmp_path / "cache", limit_bytes=10**9)
 
 
 def test_bundle_is_downloaded_once_and_read_only(
