@@ -5,6 +5,7 @@ Layout of the cache's folder:
     <key>.json               says which build is the environment; replaced atomically, last
     <key>.lock               held by the one process that builds the key
     <key>.progress           what that one says, for those who wait for it
+    <key>.untold             the same of a build ahead of time, for the first run
     builds/<key>-<random>/   a virtual environment; without a `.json` that names it: unfinished,
                              or replaced. `mlops-proven` in it: Prefect has started there
     leases/<build>.lock      locked exclusively while the build is made or removed, shared by the
@@ -177,6 +178,7 @@ class EnvironmentStore:
                     return False
                 (self.root / f"{entry.key}.json").unlink()
                 self.progress(entry.key).unlink(missing_ok=True)
+                self.take_untold(entry.key)
                 self._remove_build(entry.folder)
         except (filelock.Timeout, FileNotFoundError):
             return False
@@ -203,6 +205,20 @@ class EnvironmentStore:
         """Note that a build is used now."""
         with contextlib.suppress(FileNotFoundError):  # one of an image: nobody removes it
             os.utime(self.lease_file(folder.name))
+
+    def keep_untold(self, key: str) -> None:
+        """Keep what was said during a build for the first run that comes."""
+        shutil.copyfile(self.progress(key), self.root / f"{key}.untold")
+
+    def take_untold(self, key: str) -> list[str]:
+        """Return the lines that were kept for the first run, to that one alone."""
+        path = self.root / f"{key}.untold"
+        try:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            path.unlink()
+        except FileNotFoundError:
+            return []
+        return lines
 
     def lease_file(self, build: str) -> Path:
         """Return the file that the users of a build lock."""

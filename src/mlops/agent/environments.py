@@ -95,7 +95,8 @@ class EnvironmentCache:
 
         Args:
             spec: What the run asks for.
-            log: Receives lines about the build, for the run's log.
+            log: Receives lines about the build, for the run's log; of one that was built ahead
+                of time too, if this is the first run.
             cancel: Stops the build, or the wait for another's, when set.
 
         Raises:
@@ -108,10 +109,13 @@ class EnvironmentCache:
             if folder := self._find(request.key, log):
                 self.hits += 1
                 self._store.touch(folder)
+                for line in self._store.take_untold(request.key):
+                    log(line)
                 return request.environment(folder)
             self.misses += 1
             environment = self._build_once(request, log, cancel)
             self._store.touch(environment.folder)
+            self._store.take_untold(request.key)  # it was told as it happened
             self.shrink(log)
             return environment
 
@@ -144,7 +148,7 @@ class EnvironmentCache:
             if self._size_bytes() >= self.limit_bytes:
                 log(f"environment {request.key}: not built ahead of time, the cache is full")
                 return
-            environment = self._build_once(request, log, cancel)
+            environment = self._build_once(request, log, cancel, is_ahead=True)
             self._make_room(log, _RECENT_SECONDS)
             if self._size_bytes() > self.limit_bytes:
                 for entry in self.entries():
@@ -317,6 +321,7 @@ class EnvironmentCache:
         cancel: threading.Event | None,
         *,
         lock: Path | None = None,
+        is_ahead: bool = False,
     ) -> Environment:
         """Build an environment, unless somebody else has just done so."""
         key = request.key
@@ -325,7 +330,10 @@ class EnvironmentCache:
             if folder := self._find(key, tell):
                 return request.environment(folder)
             self._store.sweep()
-            return self._build(request, tell, cancel, lock)
+            environment = self._build(request, tell, cancel, lock)
+            if is_ahead:
+                self._store.keep_untold(key)
+            return environment
 
     def _build(
         self, request: Request, log: Log, cancel: threading.Event | None, lock: Path | None

@@ -50,6 +50,34 @@ def test_bundle_is_downloaded_once_and_read_only(
     assert (folder / "flow.py").read_text().startswith("print")
 
 
+def test_the_least_recently_used_code_goes_unless_in_use(
+    store: ObjectStore, prefix: str, cache: CodeCache
+) -> None:
+    """Above the limit a bundle goes, but not while it is leased, nor right after its use."""
+    folder, _ = cache.ensure(store, prefix, is_for_run=False)
+    cache.ensure(store, prefix)
+    assert (cache.hits, cache.misses) == (1, 0)
+    small = CodeCache(cache.root, limit_bytes=1)
+
+    def age() -> None:
+        for lease in (cache.root / "code-leases").iterdir():
+            os.utime(lease, (0, 0))
+
+    small.shrink()
+    assert folder.exists()
+    age()
+    with cache.lease(folder):
+        small.shrink()
+        (entry,) = small.entries()
+        assert (entry.folder, entry.in_use, entry.size_bytes > 1) == (folder, True, True)
+    small.shrink()
+    assert small.entries() == []
+    with pytest.raises(MlopsError, match="was removed"), cache.lease(folder):
+        pass
+    again, _ = cache.ensure(store, prefix)
+    assert (again, cache.misses) == (folder, 1)
+
+
 def test_view_is_private_and_removed(store: ObjectStore, prefix: str, cache: CodeCache) -> None:
     """What a run writes stays in its own view, which goes with it."""
     folder, _ = cache.ensure(store, prefix)

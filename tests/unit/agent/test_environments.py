@@ -121,6 +121,8 @@ def test_two_processes_build_once(shared: Shared) -> None:
     assert sorted(result.seconds > 0 for result in shared.results) == [False, True]
     assert shared.results[0].folder == shared.results[1].folder
     assert any("being built already" in line for line in shared.lines)
+    # Who waits sees what the other one does.
+    assert len([line for line in shared.lines if "built in" in line]) == 2
 
 
 def test_a_killed_builder_is_in_nobodys_way(shared: Shared) -> None:
@@ -348,6 +350,41 @@ def test_a_damaged_environment_is_built_again(copy: EnvironmentCache, shared: Sh
     other_process.sweep()
     assert not damaged.python.exists()
     assert mended.python.exists()
+
+
+def test_an_environment_that_does_not_start_is_dropped(
+    copy: EnvironmentCache, shared: Shared
+) -> None:
+    """A run that fails has its environment looked at, until Prefect has once started there."""
+    broken = copy.ensure(EnvironmentSpec(shared.folder), ignore)
+    next(broken.folder.glob("lib/*/site-packages/prefect/engine.py")).unlink()
+    assert "No module named 'prefect.engine'" in copy.judge(broken, 1)
+    lines: list[str] = []
+    copy.ensure_ahead(EnvironmentSpec(shared.folder), lines.append, modules=["csv", "no_such"])
+    assert "built in" in lines[-1]
+    told: list[str] = []
+    for _ in range(2):
+        again = copy.ensure(EnvironmentSpec(shared.folder), told.append)
+    assert again.folder != broken.folder
+    assert told == lines  # to the first run only
+    assert (copy.hits, copy.misses) == (3, 0)
+    assert next(again.folder.glob("lib/*/site-packages/prefect/__pycache__/engine.*.pyc"))
+    next(again.folder.glob("lib/*/site-packages/prefect/engine.py")).unlink()
+    assert copy.judge(again, 1) == ""  # it has started: the flow is to blame
+
+
+def test_what_is_built_ahead_takes_nothings_place(
+    copy: EnvironmentCache, shared: Shared, tmp_path: Path
+) -> None:
+    """Where the cache is full of what was used lately nothing is built ahead of time."""
+    own = copy.ensure(EnvironmentSpec(shared.folder), ignore)
+    root = own.folder.parent.parent
+    (tmp_path / "requirements.txt").write_text("six\n")
+    lines: list[str] = []
+    full = EnvironmentCache(root, limit_bytes=1)
+    full.ensure_ahead(EnvironmentSpec(tmp_path, "requirements.txt"), lines.append)
+    assert "the cache is full" in lines[0]
+    assert list((root / "builds").iterdir()) == [own.folder]
 
 
 def test_the_least_recently_used_go_unless_in_use(copy: EnvironmentCache, shared: Shared) -> None:
