@@ -54,6 +54,30 @@ def test_registered_flow_has_its_environment_before_its_first_run(
     wait_for(told, 60)
 
 
+def test_environment_in_which_prefect_does_not_start_is_said_and_dropped(
+    platform: Platform, tmp_path: Path
+) -> None:
+    """The resolver takes these pins, and Prefect cannot: the run says so, and nothing is kept."""
+    pins = {"requirements.txt": "pydantic-settings==2.3.0\n"}
+    register(platform, write_flow(tmp_path / "does-not-start", "pass", files=pins))
+    done = platform.cli("flows", "run", "does-not-start/does-not-start", "--follow")
+    assert done.returncode == 1
+    assert "No module named 'pydantic_settings.exceptions'" in done.stdout
+    run_id = done.stdout.split("/runs/flow-run/")[1].split()[0]
+    state = Servers(platform).prefect.get(f"/flow_runs/{run_id}").json()["state"]
+    assert state["type"] == "CRASHED"
+    assert "Prefect does not start in its environment" in state["message"]
+    root = platform.home / "agent" / "environments"
+
+    def dropped() -> bool:
+        """Return whether no record names the build; the agent may be building it ahead."""
+        builds = root.glob("builds/*/lib/*/site-packages/pydantic_settings-2.3.0.dist-info")
+        broken = {build.parents[3].name for build in builds}
+        return not any(name in path.read_text() for path in root.glob("*.json") for name in broken)
+
+    wait_for(dropped, 120)
+
+
 @pytest.fixture
 def settings(
     platform: Platform, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -201,9 +201,10 @@ VARIABLES = (
     ),
     Variable(
         *("MLOPS_ENVIRONMENT_CACHE_BYTES", (AGENT,), Origin.OPTIONAL),
-        "How large an agent's caches may become, in bytes: of environments, and of data.",
+        "How large an agent's caches may become, in bytes: of environments, code and data.",
         "50000000000",
     ),
+    Variable("MLOPS_CODE_CACHE_BYTES", (AGENT,), Origin.OPTIONAL, default="5000000000"),
     Variable("MLOPS_DATA_CACHE_BYTES", (AGENT,), Origin.OPTIONAL, default="100000000000"),
     Variable(
         *("MLOPS_WARM_ENVIRONMENTS", (AGENT,), Origin.OPTIONAL),
