@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 import shutil
 import tempfile
 import time
@@ -30,6 +31,8 @@ from mlops.storage import ObjectStore
 ABANDONED_AFTER_SECONDS = 14 * 24 * 3600
 # Between `ensure` and `lease` nobody holds a bundle; so long it is safe all the same.
 GRACE_SECONDS = 60.0
+# When verified files were changed last, in seconds since the epoch (2001): any later write is seen.
+VERIFIED_STAMP = 1_000_000_000
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,7 @@ class CodeCache:
                 target.mkdir()
                 download(store, prefix, manifest, target)
                 (target / MANIFEST_NAME).write_bytes(manifest.to_bytes())
+                _seal(target)
                 self._touch(folder)  # before others see it: what was never used goes first
                 _move(target, folder)
         except OSError as error:
@@ -236,10 +240,11 @@ def _copy(bundle: Path, parent: Path) -> Path:
 
 
 def _read_cached(folder: Path, content_hash: str) -> Manifest | None:
-    """Return the manifest of a bundle that is here and whole, by its files' sizes."""
+    """Return the manifest of a bundle that is here and as it was when it was verified."""
     try:
         manifest = Manifest.model_validate_json((folder / MANIFEST_NAME).read_bytes())
-        whole = all((folder / file.path).stat().st_size == file.size for file in manifest.files)
+        found = ((file, (folder / file.path).stat()) for file in manifest.files)
+        whole = all(s.st_size == f.size and s.st_mtime == VERIFIED_STAMP for f, s in found)
     except (FileNotFoundError, NotADirectoryError):
         whole, manifest = not folder.exists(), None
     except ValidationError:
@@ -253,17 +258,23 @@ def _read_cached(folder: Path, content_hash: str) -> Manifest | None:
 
 
 def _move(source: Path, target: Path) -> None:
-    """Put a folder in place, read-only; keep the one that another agent put there first."""
+    """Put a folder in place; keep the one that another agent put there first."""
     try:
         source.rename(target)
     except OSError as error:
         if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
             raise
-        return
-    # The files only: their owner can still remove the cache with `rm -r`.
-    for path in target.rglob("*"):
+
+
+def _seal(folder: Path) -> None:
+    """Mark a bundle's files as verified, and make them read-only.
+
+    The files only: their owner can still remove the cache with `rm -r`.
+    """
+    for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(path.stat().st_mode & ~0o222)
+            os.utime(path, (VERIFIED_STAMP, VERIFIED_STAMP))
 
 
 def _set_writable(folder: Path, *, writable: bool) -> None:

@@ -163,9 +163,13 @@ def test_unfinished_upload_is_not_seen(store: ObjectStore, cache: CodeCache) -> 
 
 
 def test_tampered_cache_is_loaded_again(store: ObjectStore, prefix: str, cache: CodeCache) -> None:
-    """A cached bundle with a file missing is replaced."""
+    """A cached bundle with a file missing, or written to, is replaced."""
     folder, _ = cache.ensure(store, prefix)
     folder.chmod(0o755)
     (folder / "flow.py").unlink()
     folder, _ = cache.ensure(store, prefix)
-    assert (folder / "flow.py").exists()
+    code = (folder / "flow.py").read_text()
+    (folder / "flow.py").chmod(0o644)
+    (folder / "flow.py").write_text(code.upper())  # of the same size
+    folder, _ = cache.ensure(store, prefix)
+    assert (folder / "flow.py").read_text() == code
