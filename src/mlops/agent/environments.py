@@ -116,7 +116,8 @@ class EnvironmentCache:
             environment = self._build_once(request, log, cancel)
             self._store.touch(environment.folder)
             self._store.take_untold(request.key)  # it was told as it happened
-            self.shrink(log)
+            # It takes seconds to remove 20,000 files: the run need not wait for that.
+            threading.Thread(target=self._tidy, args=(log,), daemon=True).start()
             return environment
 
     def ensure_ahead(
@@ -149,6 +150,7 @@ class EnvironmentCache:
                 log(f"environment {request.key}: not built ahead of time, the cache is full")
                 return
             environment = self._build_once(request, log, cancel, is_ahead=True)
+            self._store.sweep()
             self._make_room(log, _RECENT_SECONDS)
             if self._size_bytes() > self.limit_bytes:
                 for entry in self.entries():
@@ -256,6 +258,11 @@ class EnvironmentCache:
                     f"({entry.size_bytes / 1e6:.0f} MB)"
                 )
 
+    def _tidy(self, log: Log) -> None:
+        with contextlib.suppress(OSError):  # tried again after the next build
+            self.sweep()
+            self.shrink(log)
+
     def _size_bytes(self) -> int:
         return sum(entry.size_bytes for entry in self._store.entries())
 
@@ -329,7 +336,6 @@ class EnvironmentCache:
         with turn as tell:
             if folder := self._find(key, tell):
                 return request.environment(folder)
-            self._store.sweep()
             environment = self._build(request, tell, cancel, lock)
             if is_ahead:
                 self._store.keep_untold(key)
