@@ -46,7 +46,7 @@ def test_registered_flow_has_its_environment_before_its_first_run(
     done = platform.cli("flows", "run", "prebuilt/prebuilt", "--follow")
     assert done.returncode == 0, done.stderr
     assert "being built already" not in done.stdout
-    assert "built in" in done.stdout
+    assert "was built ahead of time, which said:" in done.stdout
 
     def told() -> bool:
         return "prebuilt-not: not made ready" in platform.cli("local", "logs", "agent").stdout

@@ -109,8 +109,10 @@ class EnvironmentCache:
             if folder := self._find(request.key, log):
                 self.hits += 1
                 self._store.touch(folder)
-                for line in self._store.take_untold(request.key):
-                    log(line)
+                if untold := self._store.take_untold(request.key):
+                    log(f"environment {request.key}: was built ahead of time, which said:")
+                    for line in untold:
+                        log(line)
                 return request.environment(folder)
             self.misses += 1
             environment = self._build_once(request, log, cancel)
@@ -150,6 +152,8 @@ class EnvironmentCache:
                 log(f"environment {request.key}: not built ahead of time, the cache is full")
                 return
             environment = self._build_once(request, log, cancel, is_ahead=True)
+            if not environment.seconds:  # another agent of this host has built it
+                return
             self._store.sweep()
             self._make_room(log, _RECENT_SECONDS)
             if self._size_bytes() > self.limit_bytes:

@@ -366,7 +366,8 @@ def test_an_environment_that_does_not_start_is_dropped(
     for _ in range(2):
         again = copy.ensure(EnvironmentSpec(shared.folder), told.append)
     assert again.folder != broken.folder
-    assert told == lines  # to the first run only
+    assert "ahead of time" in told[0]
+    assert told[1:] == lines  # to the first run only
     assert (copy.hits, copy.misses) == (3, 0)
     assert next(again.folder.glob("lib/*/site-packages/prefect/__pycache__/engine.*.pyc"))
     next(again.folder.glob("lib/*/site-packages/prefect/engine.py")).unlink()
