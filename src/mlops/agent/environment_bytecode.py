@@ -27,43 +27,38 @@ def share_bytecode(target: Path, donors: Iterable[Path]) -> int:
         How many files were linked.
     """
     linked = 0
-    for donor in donors:
-        with contextlib.suppress(OSError):  # it is being removed, or lies on another disk
-            linked += _share(str(target), str(donor))
-    return linked
-
-
-def _share(target: str, donor: str) -> int:
-    linked = 0
-    pending = [""]
+    others = [str(donor) for donor in donors]
+    pending = [str(target)]
     while pending:
         folder = pending.pop()
-        with os.scandir(donor + folder) as entries:
-            folders = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
-        for name in folders:
-            if name == _CACHE:
-                linked += _share_folder(target + folder, donor + folder)
-            elif not name.endswith(".dist-info") and os.path.isdir(f"{target}{folder}/{name}"):  # noqa: PTH112  # thousands
-                pending.append(f"{folder}/{name}")
+        inodes: dict[str, int] = {}  # of modules without bytecode
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.endswith(".py"):
+                    inodes[entry.name[:-3]] = entry.inode()
+                elif entry.is_dir(follow_symlinks=False) and entry.name != _CACHE:
+                    pending.append(entry.path)
+        for other in others:
+            if not inodes:
+                break
+            with contextlib.suppress(OSError):  # not there, being removed, or on another disk
+                linked += _share_folder(folder, other + folder[len(str(target)) :], inodes)
     return linked
 
 
-def _share_folder(target: str, donor: str) -> int:
-    """Link the bytecode of one folder's modules."""
-    cache = f"{target}/{_CACHE}"
+def _share_folder(target: str, donor: str, inodes: dict[str, int]) -> int:
+    """Link the bytecode of one folder's modules, and take these out of `inodes`."""
     linked = 0
-    with os.scandir(target) as entries:
-        inodes = {entry.name: entry.inode() for entry in entries if entry.name.endswith(".py")}
-    with os.scandir(donor) as entries:
-        same = {e.name[:-3] for e in entries if inodes.get(e.name) == e.inode()}
-    if not same:
-        return 0
-    Path(cache).mkdir(exist_ok=True)
     with os.scandir(f"{donor}/{_CACHE}") as entries:
         for entry in entries:
             # Not the temporary files in which Python writes: `name.cpython-311.pyc.4711`.
-            if entry.name.endswith(".pyc") and entry.name.partition(".")[0] in same:
-                with contextlib.suppress(FileExistsError, FileNotFoundError):
-                    os.link(entry.path, f"{cache}/{entry.name}")
-                    linked += 1
+            name = entry.name.partition(".")[0]
+            if name not in inodes or not entry.name.endswith(".pyc"):
+                continue
+            if os.stat(f"{donor}/{name}.py").st_ino == inodes[name]:  # noqa: PTH116  # thousands
+                if not linked:
+                    Path(f"{target}/{_CACHE}").mkdir(exist_ok=True)
+                os.link(entry.path, f"{target}/{_CACHE}/{entry.name}")
+                del inodes[name]
+                linked += 1
     return linked

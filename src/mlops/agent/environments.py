@@ -45,7 +45,7 @@ __all__ = [
 _GRACE_SECONDS = 60.0
 # What is built ahead of time takes the place of nothing that was used within this time.
 _RECENT_SECONDS = 7 * 24 * 3600.0
-_DONORS = 8  # of bytecode; those that were used last
+_DONORS = 4  # of bytecode; those that were used last
 _NOT_STARTED = "Prefect does not start in its environment"
 
 Log = Callable[[str], None]
