@@ -62,9 +62,11 @@ def test_environment_in_which_prefect_does_not_start_is_said_and_dropped(
     register(platform, write_flow(tmp_path / "does-not-start", "pass", files=pins))
     done = platform.cli("flows", "run", "does-not-start/does-not-start", "--follow")
     assert done.returncode == 1
-    assert "No module named 'pydantic_settings.exceptions'" in done.stdout
     run_id = done.stdout.split("/runs/flow-run/")[1].split()[0]
-    state = Servers(platform).prefect.get(f"/flow_runs/{run_id}").json()["state"]
+    servers = Servers(platform)
+    reason = "No module named 'pydantic_settings.exceptions'"
+    assert wait_for(lambda: reason in servers.log(run_id), 15)  # lines arrive after the end
+    state = servers.prefect.get(f"/flow_runs/{run_id}").json()["state"]
     assert state["type"] == "CRASHED"
     assert "Prefect does not start in its environment" in state["message"]
     root = platform.home / "agent" / "environments"
