@@ -126,7 +126,12 @@ class Overview:
                 limit_bytes=self._settings.mlops_environment_cache_bytes,
                 uses=sources.environment_uses(),
             ),
-            CacheStatus.of("code", *sizes.code(), uses=sources.code_uses()),
+            CacheStatus.of(
+                "code",
+                *sizes.code(),
+                limit_bytes=self._settings.mlops_code_cache_bytes,
+                uses=sources.code_uses(),
+            ),
             # Runs ask this one, in processes of their own: nobody here counts that.
             CacheStatus.of("data", *sizes.data(), limit_bytes=self._data_limit_bytes),
         )

@@ -139,6 +139,7 @@ class Agent(ProcessWorker):
         self.sources = StatusSources(
             event_stream=self._events.status,
             warm_environments=lambda: warm_statuses(self._warm),
+            environment_uses=lambda: CacheUses(self._environments.hits, self._environments.misses),
             code_uses=lambda: CacheUses(self._code.hits, self._code.misses),
         )
         # Each is given the runs that are on offer, and returns those that may be taken.
