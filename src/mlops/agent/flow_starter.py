@@ -66,6 +66,7 @@ class FlowStarter:
             env=configuration.env,
             stream_output=configuration.stream_output,
             control_channel=control_channel,
+            isolate_process_group=True,  # as Prefect isolates its own; a cancel reaches all
         )
 
     async def start(
