@@ -352,12 +352,6 @@ def test_end_is_told(ended: Endings, name: str) -> None:
     wait_for(lambda: ended.mlflow_ends(name, case.mlflow), 20)
 
 
-def test_cancelled_run_leaves_no_process(ended: Endings) -> None:
-    """What a cancelled flow has started is ended with it."""
-    assert ended.state("cancelled")[0] == "CANCELLED"
-    wait_for(lambda: not ended.processes("cancelled"), 15)
-
-
 def test_run_and_its_mlflow_run_know_each_other(platform: Platform, ended: Endings) -> None:
     """An MLflow run has the link to the flow run's page; both name the code and the host."""
     assert ended.state("killed")

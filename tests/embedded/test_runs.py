@@ -248,36 +248,6 @@ def test_ordinary_deployment_runs_on_our_agent(platform: Platform, tmp_path: Pat
     assert "plainly" in ran.stdout
 
 
-def test_our_deployment_runs_on_an_ordinary_worker(
-    platform: Platform, servers: Servers, tmp_path: Path
-) -> None:
-    """A flow that we registered completes on an unmodified Prefect worker."""
-    folder = write_flow(tmp_path / "portable", "print('anywhere')", pool="another-pool")
-    done = platform.cli("flows", "register", str(folder))
-    assert "work pool 'another-pool' did not exist" in done.stderr
-    runs = Runs(servers, ["portable"])
-    worker = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "prefect",
-            "worker",
-            "start",
-            "--pool",
-            "another-pool",
-            "--run-once",
-        ],
-        cwd=tmp_path,
-        env=platform.environment("agent") | {"PREFECT_HOME": str(tmp_path / "prefect")},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert runs.ended("portable")["state_type"] == "COMPLETED", worker.stdout + worker.stderr
-    assert runs.line("portable", "anywhere")
-
-
 @pytest.mark.usefixtures("runs")
 def test_scheduled_run_completes_unaided(servers: Servers) -> None:
     """A cron of every minute has scheduled runs, and one completes without anybody's help."""
