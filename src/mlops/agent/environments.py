@@ -129,7 +129,7 @@ class EnvironmentCache:
         *,
         modules: Sequence[str] = (),
         cancel: threading.Event | None = None,
-    ) -> None:
+    ) -> Environment | None:
         """Build an environment that no run waits for, if there is room, and start Prefect in it.
 
         Args:
@@ -138,6 +138,9 @@ class EnvironmentCache:
             modules: What they import, to be compiled.
             cancel: Stops it when set.
 
+        Returns:
+            It; None where there is no room.
+
         Raises:
             EnvironmentBuildError: It cannot be built, or Prefect does not start in it.
             EnvironmentBuildCancelledError: `cancel` was set.
@@ -145,22 +148,22 @@ class EnvironmentCache:
         """
         with self._errors():
             request = self._request(spec)
-            if self._find(request.key, log):
-                return
+            if folder := self._find(request.key, log):
+                return request.environment(folder)
             self._make_room(log, _RECENT_SECONDS)
             if self._size_bytes() >= self.limit_bytes:
                 log(f"environment {request.key}: not built ahead of time, the cache is full")
-                return
+                return None
             environment = self._build_once(request, log, cancel, is_ahead=True)
             if not environment.seconds:  # another agent of this host has built it
-                return
+                return environment
             self._store.sweep()
             self._make_room(log, _RECENT_SECONDS)
             if self._size_bytes() > self.limit_bytes:
                 for entry in self.entries():
                     if entry.folder == environment.folder and self._store.remove(entry):
                         log(f"environment {entry.key}: does not fit the cache, removed again")
-                return
+                return None
         with contextlib.suppress(EnvironmentGoneError), self.lease(environment) as descriptor:
             fault = find_fault(
                 environment.python,
@@ -175,6 +178,7 @@ class EnvironmentCache:
                 raise EnvironmentBuildError(f"{label}: {_NOT_STARTED}:", output=fault)
             if not (cancel and cancel.is_set()):
                 self._store.prove(environment.folder)
+        return environment
 
     def judge(self, environment: Environment, status_code: int) -> str:
         """Learn from the end of a run's process whether its environment is good.

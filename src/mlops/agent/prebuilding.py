@@ -9,7 +9,7 @@ new environment, which also compiles) is left with little.
 import asyncio
 import random
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from uuid import UUID
 
@@ -28,7 +28,7 @@ from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_logger
 
 from mlops.agent.code_cache import CodeCache
-from mlops.agent.environments import EnvironmentCache, EnvironmentSpec
+from mlops.agent.environments import Environment, EnvironmentCache, EnvironmentSpec
 from mlops.agent.run_context import BundleSource
 from mlops.agent.run_ending import NO_ANSWER
 from mlops.errors import MlopsError
@@ -50,6 +50,7 @@ class Prebuilding:
         code: The host's code.
         environments: The host's environments.
         has_slot: Whether the agent could take a run now.
+        ready: Is called with an environment that is there, and what flow.yaml names as `warm`.
         settle_seconds: How long to wait at the start; up to twice as long, so that agents that
             start together do not begin together, and half as long between two.
     """
@@ -60,6 +61,7 @@ class Prebuilding:
         code: CodeCache,
         environments: EnvironmentCache,
         has_slot: Callable[[], bool],
+        ready: Callable[[Environment, Sequence[str]], None] = lambda _environment, _modules: None,
         *,
         settle_seconds: float = SETTLE_SECONDS,
     ) -> None:
@@ -67,6 +69,7 @@ class Prebuilding:
         self._code = code
         self._environments = environments
         self._has_slot = has_slot
+        self._ready = ready
         self._settle_seconds = settle_seconds
         self._changed: dict[UUID, None] = {}  # in the order in which they came
         self._wake = asyncio.Event()
@@ -137,13 +140,17 @@ class Prebuilding:
     async def _bring(self, source: BundleSource) -> None:
         cancel = threading.Event()
         try:
-            await anyio.to_thread.run_sync(
+            environment, modules = await anyio.to_thread.run_sync(
                 partial(self._bring_now, source, cancel), abandon_on_cancel=True
             )
         finally:
             cancel.set()
+        if environment:
+            self._ready(environment, modules)
 
-    def _bring_now(self, source: BundleSource, cancel: threading.Event) -> None:
+    def _bring_now(
+        self, source: BundleSource, cancel: threading.Event
+    ) -> tuple[Environment | None, Sequence[str]]:
         store = ObjectStore(self._settings, source.bucket)
         folder, manifest = self._code.ensure(store, source.prefix, is_for_run=False)
         spec = EnvironmentSpec(
@@ -153,6 +160,8 @@ class Prebuilding:
             torch_backend=self._settings.torch_backend,
         )
         with self._code.lease(folder):
-            self._environments.ensure_ahead(
-                spec, logger.debug, modules=manifest.needs.warm, cancel=cancel
+            modules = manifest.needs.warm
+            environment = self._environments.ensure_ahead(
+                spec, logger.debug, modules=modules, cancel=cancel
             )
+        return environment, modules

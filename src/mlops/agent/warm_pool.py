@@ -115,6 +115,18 @@ class WarmPool:
             self._enqueue(entry)
         return entry
 
+    def prepare(self, environment: Environment, variables: Mapping[str, str]) -> None:
+        """Have a server ready for runs that may come, if there is room for one.
+
+        Args:
+            environment: It is on this host.
+            variables: The environment of a process in it, without what is a run's own.
+        """
+        if environment.key not in self._warm and len(self._warm) < self._limit:
+            entry = WarmEnvironment(environment, variables, last_used=0.0)
+            self._warm[environment.key] = entry
+            self._enqueue(entry)
+
     def refresh(self, environment: Environment) -> None:
         """Replace an environment's server if there is more to import now."""
         entry = self._warm.get(environment.key)

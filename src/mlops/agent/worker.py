@@ -13,7 +13,7 @@ import math
 import os
 import threading
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
@@ -128,7 +128,9 @@ class Agent(ProcessWorker):
         self._turns = Turns(self.name)
         self._pickup = Pickup(self._turns, self._ask_for_runs, self._free_slots)
         self._prebuilding = Prebuilding(
-            settings, self._code, self._environments, lambda: self._free_slots() > 0
+            *(settings, self._code, self._environments),
+            has_slot=lambda: self._free_slots() > 0,
+            ready=self._prepare_environment,
         )
         self._events = EventStream(
             waiting=self._pickup.waiting,
@@ -259,6 +261,10 @@ class Agent(ProcessWorker):
     async def recover_regularly(self) -> None:
         """End the runs of this host that have lost their agent, for as long as this one lives."""
         await recover_regularly(self._attempts, self._ending)
+
+    def _prepare_environment(self, environment: Environment, modules: Sequence[str]) -> None:
+        self._warm.memory.declare(environment, modules)
+        self._warm.prepare(environment, _process_environment(environment))
 
     async def listen(self) -> None:
         """Take up runs as soon as the server tells of them, for as long as the agent lives."""
