@@ -160,14 +160,30 @@ def test_edits_in_the_ui_are_told_before_they_are_overwritten(
 def test_what_a_run_needs_is_carried_through(
     platform: Platform, servers: Servers, tmp_path: Path
 ) -> None:
-    """GPUs, Python and the modules to import ahead of time are in the manifest for agents."""
-    needs = "gpus: 2\npython: '3.11'\nwarm: [json, xml.dom]\n"
+    """GPUs, Python and the modules to import ahead of time are in the manifest for agents.
+
+    GPUs and memory are the deployment's job variables, too; others that people set there stay.
+    """
+    needs = "gpus: 2\nmemory: 4GiB\npython: '3.11'\nwarm: [json, xml.dom]\n"
     folder = write_flow(tmp_path / "needy", "pass", more=needs)
     done = platform.cli("flows", "register", str(folder), "--json")
     code = json.loads(done.stdout)[0]["code_hash"]
     manifest = json.loads(servers.read("prefect", f"flows/needy/{code}/.mlops-manifest.json"))
     found = {name: manifest["needs"][name] for name in ("gpus", "python", "warm")}
     assert found == {"gpus": 2, "python": "3.11", "warm": ["json", "xml.dom"]}
+    deployment = servers.deployment("needy")
+    assert deployment["job_variables"] == {"gpus": 2, "memory": "4GiB"}
+    path = f"/deployments/{deployment['id']}"
+    edited = {"job_variables": {"gpus": 1, "memory": "4GiB", "env": {"A": "1"}}}
+    servers.prefect.patch(path, json=edited).raise_for_status()
+    done = platform.cli("flows", "register", str(folder))
+    assert '"gpus": 1, "memory": "4GiB"} is overwritten by {"gpus": 2, "mem' in done.stderr
+    write_flow(folder, "pass", more="gpus: 2\n")
+    platform.cli("flows", "register", str(folder))
+    variables = servers.prefect.get(path).json()["job_variables"]
+    assert variables == {"gpus": 2, "env": {"A": "1"}}
+    done = platform.cli("flows", "register", str(folder), "--json")
+    assert json.loads(done.stdout)[0]["action"] == "unchanged"
 
 
 def test_schedule_that_is_taken_out_is_removed(

@@ -18,6 +18,7 @@ from mlops.bundles import pull_steps, pulled_bundle
 from mlops.errors import MlopsError
 from mlops.prefect_api import PAGE, PrefectApi, RefusedRequestError
 from mlops.scheduler.flow_folder import ReadFlow
+from mlops.scheduler.job_variables import merged_variables, own_variables, wanted_variables
 from mlops.scheduler.prefect_schedules import as_json, comparable
 from mlops.scheduler.schedule import Schedule
 from mlops.scheduler.source import Source
@@ -70,6 +71,7 @@ class Deployment(_Answer):
     enforce_parameter_schema: bool
     global_concurrency_limit: ConcurrencyLimit | None
     schedules: list[DeploymentSchedule]
+    job_variables: dict[str, Any]
 
     @property
     def code(self) -> tuple[str, str] | None:
@@ -87,6 +89,8 @@ class Deployment(_Answer):
             case "concurrency_limit":
                 limit = self.global_concurrency_limit
                 return limit.limit if limit else None
+            case "job_variables":
+                return own_variables(self.job_variables)
             case "tags":
                 return sorted(self.tags)
             case _:
@@ -151,6 +155,7 @@ def wanted_fields(
         "enforce_parameter_schema": True,
         "concurrency_limit": content.concurrency_limit,
         "pull_steps": pull_steps(bucket, flow.bundle.prefix),
+        "job_variables": wanted_variables(content),
     }
 
 
@@ -198,7 +203,7 @@ def create(api: PrefectApi, flow: ReadFlow, wanted: dict[str, Any], schema: dict
 def update(
     api: PrefectApi, deployment: Deployment, wanted: dict[str, Any], schema: dict[str, Any]
 ) -> None:
-    """Update a deployment in place; its schedules, its pause and job variables stay.
+    """Update a deployment in place; its schedules, its pause and others' job variables stay.
 
     All fields are sent, in one request: of two registrations at the same time one wins.
 
@@ -207,7 +212,13 @@ def update(
     """
     # Paused because its folder was gone; in a second request it might never be resumed.
     resumed = {"paused": False} if deployment.source and deployment.source.gone else {}
-    fields = {"parameter_openapi_schema": schema, **wanted, **resumed}
+    variables = merged_variables(deployment.job_variables, wanted["job_variables"])
+    fields = {
+        "parameter_openapi_schema": schema,
+        **wanted,
+        "job_variables": variables,
+        **resumed,
+    }
     with _alone(deployment.name):
         api.send("PATCH", f"/deployments/{deployment.id}", fields)
 

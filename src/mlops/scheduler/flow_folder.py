@@ -228,7 +228,7 @@ def _read_once(folder: Path) -> tuple[CheckedFlow, Bundle]:
     needs = EnvironmentNeeds(
         requirements=content.requirements if requirements.is_file() else None,
         python=content.python,
-        gpus=content.gpus,
+        gpus=content.gpus or 0,
         warm=content.warm,
     )
     bundle = read_folder(checked.spec.folder, needs)

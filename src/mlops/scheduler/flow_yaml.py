@@ -20,6 +20,7 @@ from pydantic.fields import FieldInfo
 from pydantic.json_schema import GenerateJsonSchema, JsonSchemaValue
 from pydantic_core import core_schema
 
+from mlops.memory_size import PATTERN, parse_memory
 from mlops.scheduler.document import TWICE, Document
 from mlops.scheduler.names import LENGTH_LIMIT, name_mistake, pool_name_mistake, tag_mistake
 from mlops.scheduler.schedule import INTERVAL_LIMIT_SECONDS
@@ -72,6 +73,14 @@ def _python_mistake(version: str) -> str | None:
     return f'{shown(version)} is not a version; allowed: as in "3.12"'
 
 
+def _memory_mistake(amount: str) -> str | None:
+    try:
+        parse_memory(amount)
+    except ValueError as error:
+        return str(error)
+    return None
+
+
 def _whole(value: object) -> object:
     """Return 2 for 2.0: JSON, and editors with it, do not tell them apart."""
     return int(value) if isinstance(value, float) and value.is_integer() else value
@@ -104,6 +113,7 @@ _FLOW_FILE_FIELD = _text_field(rf"^{_PATH}*\.py$", "a Python file's name ends in
 _FILE_FIELD = _text_field(f"^{_PATH}*$", "a path has / between its names")
 _MODULE_FIELD = _text_field(_MODULE, "a module as in import: sklearn.svm")
 _PYTHON_FIELD = _text_field(_PYTHON, "a version from 3.9 on, in quotes: '3.12'")
+_MEMORY_FIELD = _text_field(PATTERN, "a number and a unit: 4GiB, 500MB")
 
 Name = Annotated[StrictStr, _NAME_FIELD, _refuse(name_mistake)]
 PoolName = Annotated[StrictStr, _NAME_FIELD, _refuse(pool_name_mistake)]
@@ -113,6 +123,7 @@ FlowFile = Annotated[StrictStr, _FLOW_FILE_FIELD, _refuse(_flow_file_mistake)]
 FilePath = Annotated[StrictStr, _FILE_FIELD, _refuse(_file_mistake)]
 Module = Annotated[StrictStr, _MODULE_FIELD, _refuse(_module_mistake)]
 TimezoneName = Annotated[StrictStr, _text_field(), _refuse(timezone_mistake)]
+Memory = Annotated[StrictStr, _MEMORY_FIELD, _refuse(_memory_mistake)]
 PythonVersion = Annotated[StrictStr, _PYTHON_FIELD, _refuse(_python_mistake)]
 Whole = BeforeValidator(_whole)
 Unique = AfterValidator(_unique)
@@ -235,8 +246,14 @@ class FlowYaml(_Section):
         examples=[["example", "night"]],
         json_schema_extra=_UNIQUE_ITEMS,
     )
-    gpus: Annotated[StrictInt, Field(ge=0, le=GPUS_MAXIMUM), Whole] = Field(
-        default=0, description=f"how many GPUs a run needs, 0 to {GPUS_MAXIMUM}"
+    gpus: Annotated[StrictInt, Field(ge=0, le=GPUS_MAXIMUM), Whole] | None = Field(
+        default=None,
+        description=f"how many GPUs a run needs, 0 to {GPUS_MAXIMUM}; left out: the pool's default",
+    )
+    memory: Memory | None = Field(
+        default=None,
+        description="the most memory that a run may use, as in 4GiB; left out: no limit",
+        examples=["4GiB", "500MB"],
     )
     concurrency_limit: Annotated[StrictInt, Field(ge=1, le=CONCURRENCY_MAXIMUM), Whole] | None = (
         Field(

@@ -29,6 +29,7 @@ def deployment(
             "tags": [],
             "paused": False,
             "enforce_parameter_schema": True,
+            "job_variables": {},
             "schedules": schedules if schedule else [],
         }
     )

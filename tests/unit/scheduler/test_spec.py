@@ -141,6 +141,12 @@ def test_scheduler_may_be_left_out(tmp_path: Path) -> None:
         (DEPLOYMENT + "tags: [a, 2]\n", "tags.1: 2 (int) is not text"),
         (DEPLOYMENT + "tags: [a, b, a]\n", "tags: 'a' is there twice"),
         (DEPLOYMENT + "gpus: two\n", "allowed: how many GPUs a run needs, 0 to 1024"),
+        (DEPLOYMENT + "memory: 4\n", "memory: 4 (int) is not text; allowed: text (quote it)"),
+        (
+            DEPLOYMENT + "memory: 4GB3\n",
+            "memory: '4GB3' is not an amount of memory; allowed: as in",
+        ),
+        (DEPLOYMENT + "memory: 1MB\n", "memory: '1MB' is too little for any run; allowed: from"),
         (DEPLOYMENT + "gpus: 1.5\n", "gpus: 1.5 (float) is not a whole number"),
         (DEPLOYMENT + "gpus: yes\n", "gpus: yes (bool) is not a whole number"),
         (
