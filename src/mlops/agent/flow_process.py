@@ -5,6 +5,8 @@ MLflow puts the tags in MLFLOW_RUN_CONTEXT on the runs that `mlflow.start_run` m
 has ended and is resumed: by that tag the agent ends what the process leaves open. A run that is
 open when it is resumed stays with whoever has opened it.
 
+A limit of memory is applied before anything else.
+
 A flow may import `mlops.data`, though our package is not among those of its environment.
 
 A script for the flow's own environment: standard library only, and Python from 3.9 on.
@@ -44,6 +46,8 @@ SERVER_SECONDS = 600.0
 CONNECT_SECONDS = 5.0
 RETRY_SECONDS = 0.5
 REPORT_VARIABLE = "MLOPS_REPORT_FILE"
+MEMORY_LIMIT_VARIABLE = "MLOPS_MEMORY_LIMIT_BYTES"
+MEMORY_GROUP_VARIABLE = "MLOPS_MEMORY_GROUP"  # the file through which a process joins a cgroup
 
 
 def adding_tags(
@@ -250,12 +254,32 @@ def await_server() -> None:
             return
 
 
+def apply_limits(environ: Mapping[str, str]) -> None:
+    """Limit the memory of this process and of those that it starts, as the agent asks.
+
+    Args:
+        environ: The process's environment.
+    """
+    limit = environ.get(MEMORY_LIMIT_VARIABLE)
+    if not limit:
+        return
+    group = environ.get(MEMORY_GROUP_VARIABLE)
+    if group:
+        with contextlib.suppress(OSError):
+            Path(group).write_text("0")  # this process
+            return
+    # Of what a process may write to; of its whole address space CUDA alone reserves terabytes.
+    with contextlib.suppress(ValueError):  # it lives under a lower limit already
+        resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
+
+
 def run_engine(folder: str) -> None:
     """Run Prefect's engine as `python -m prefect.engine` does.
 
     Args:
         folder: The current one, as `sys.path` has it for a module that is run.
     """
+    apply_limits(os.environ)
     if file := os.environ.pop(REPORT_VARIABLE, ""):
         atexit.register(report, Path(file))  # called last: the others import, too
     await_server()

@@ -22,10 +22,11 @@ from prefect.client.schemas.sorting import LogSort
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_logger
 from prefect.logging.loggers import flow_run_logger
-from prefect.states import Cancelled, Crashed
+from prefect.states import Cancelled, Crashed, Failed
 
 from mlops import lineage
 from mlops.agent.attempts import Attempt, OpenAttempt
+from mlops.agent.memory_limit import MemoryVerdict
 from mlops.agent.run_links import links_to_runs
 from mlops.agent.run_processes import end_processes
 from mlops.errors import MlopsError
@@ -50,6 +51,12 @@ ENGINES_LAST_WORDS = re.compile("^Finished in state")
 # What it makes of any `sys.exit`; the code is in the traceback that it logs.
 ENGINES_EXIT_WORDS = "Execution was aborted by Python system exit call."
 SYSTEM_EXIT = re.compile(r"^SystemExit(?:: (.*))?$", re.MULTILINE)
+# How Python, NumPy, PyTorch and C++ say that they are refused memory, and threads that they are
+# refused a stack; CUDA's want of memory on a GPU is none of the run's limit.
+REFUSED_MEMORY = re.compile(
+    r"(?<!OutOf)MemoryError|Cannot allocate memory|[Uu]nable to allocate|can't allocate memory"
+    "|bad_alloc|can't start new thread"
+)
 LOG_PAGE = 200
 LOG_TRIES = 10
 LOG_RETRY_SECONDS = 0.3
@@ -64,18 +71,23 @@ class ProcessEnd:
     Args:
         status_code: Its exit code, or the negative number of the signal that killed it.
         out_of_memory: The kernel was killing for want of memory at that time.
+        memory: What its limit has to do with that; None: it had none.
         may_have_logged: Whether there may be MLflow runs of it.
         fault: What else is known to have ended it.
     """
 
     status_code: int
     out_of_memory: bool = False
+    memory: MemoryVerdict | None = None
     may_have_logged: bool = True
     fault: str = ""
 
     def __str__(self) -> str:
         if self.fault:
             return self.fault
+        limit = self.memory
+        if limit and (limit.is_exceeded or (limit.is_near and self.status_code < 0)):
+            return f"out of memory: the run exceeded its limit of {limit.limit}"
         if self.status_code >= 0:
             return f"the flow's process ended with exit code {self.status_code}"
         if self.status_code == -signal.SIGKILL and self.out_of_memory:
@@ -197,7 +209,11 @@ async def _tell_prefect(
     if not _is_current(flow_run, attempt):
         return None
     await _release_retries(client, flow_run)
-    state = _final_state(flow_run, reason) or await _exit_state(client, flow_run, attempt)
+    state = (
+        memory_state(flow_run, reason)
+        or _final_state(flow_run, reason)
+        or await _exit_state(client, flow_run, attempt)
+    )
     if state is not None:
         await client.set_flow_run_state(flow_run.id, state, force=True)
     state = state or flow_run.state
@@ -227,6 +243,29 @@ def _is_current(flow_run: FlowRun, attempt: Attempt) -> bool:
         labels.get("prefect.worker.name", attempt.worker) == attempt.worker
         and labels.get(lineage.ATTEMPT, attempt.name) == attempt.name
     )
+
+
+def memory_state(flow_run: FlowRun, reason: str | ProcessEnd) -> State[None] | None:
+    """Return a state that tells the limit of memory, where the engine's tells its consequence.
+
+    Args:
+        flow_run: As the server has it.
+        reason: Why its process is gone.
+
+    Returns:
+        None where memory has nothing to do with it.
+    """
+    state = flow_run.state
+    limit = reason.memory if isinstance(reason, ProcessEnd) else None
+    if state is None or limit is None:
+        return None
+    message = state.message or ""
+    if state.is_failed() and (limit.is_exceeded or REFUSED_MEMORY.search(message)):
+        told = f"out of memory: the run exceeded its limit of {limit.limit}: {message}"
+        return Failed(name=state.name, message=told)
+    if state.is_crashed() and limit.is_exceeded:
+        return Crashed(message=str(reason))
+    return None
 
 
 def _final_state(flow_run: FlowRun, reason: str | ProcessEnd) -> State[None] | None:
