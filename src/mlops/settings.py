@@ -209,8 +209,9 @@ class AgentSettings(
     mlops_host_name: Annotated[str, Field(min_length=1)] = Field(default_factory=socket.gethostname)
     pool_name: str = "default-agent-pool"
     queue_name: str | None = None  # empty: every queue of the pool
-    # What runs see: these, as a JSON list of strings; empty: none; `all`: what the agent sees.
+    # What runs are given: these, as a JSON list of strings; empty: none; `all`: what is there.
     gpu_ids: Annotated[tuple[str, ...] | Literal["all"], NoDecode] = "all"
+    mlops_slots: int | None = Field(default=None, gt=0)  # runs at a time; empty: GPUs, or cores
     mlops_prebuilt_dir: Path | None = None  # environments that the agent's image brings along
     mlops_environment_cache_bytes: int = Field(default=50 * 10**9, gt=0)
     mlops_code_cache_bytes: int = Field(default=5 * 10**9, gt=0)
@@ -224,7 +225,7 @@ class AgentSettings(
     mlops_agent_bind: str = Field(default="127.0.0.1", min_length=1)
     mlops_agent_port: int = Field(default=0, ge=0, lt=65536)
 
-    @field_validator("queue_name", "torch_backend", mode="before")
+    @field_validator("queue_name", "mlops_slots", "torch_backend", mode="before")
     @classmethod
     def _empty_is_none(cls, value: object) -> object:
         return value or None

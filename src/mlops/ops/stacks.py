@@ -156,7 +156,7 @@ VARIABLES = (
     ),
     Variable(
         *("GPU_IDS", (AGENT,), Origin.DEFAULT),
-        """Of the agent `gpu`: the GPUs that runs see, as in ["0","1"]; empty: all.""",
+        """Of the agent `gpu`: the GPUs that runs are given, as in ["0","1"]; empty: all.""",
         may_be_empty=True,
     ),
     Variable("JUPYTER_TOKEN", (EXPERIMENTER,), Origin.HOST, "What JupyterLab asks for."),
@@ -198,6 +198,11 @@ VARIABLES = (
     Variable(
         *("TORCH_BACKEND", _MLFLOW_CLIENTS, Origin.OPTIONAL),
         "Which build of torch: cpu, auto (what the GPU's driver can do), or one such as cu130.",
+    ),
+    Variable(
+        *("MLOPS_SLOTS", (AGENT,), Origin.OPTIONAL),
+        "Runs at a time; unset: as many as the agent has GPUs, or else cores.",
+        "4",
     ),
     Variable(
         *("MLOPS_ENVIRONMENT_CACHE_BYTES", (AGENT,), Origin.OPTIONAL),
