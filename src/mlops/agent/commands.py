@@ -20,7 +20,7 @@ def start(
         str | None, typer.Option(help="Name of the worker in Prefect; default: agent-<host>-<pid>.")
     ] = None,
     limit: Annotated[
-        int | None, typer.Option(min=1, help="Runs at a time; default: cores.")
+        int | None, typer.Option(min=1, help="Runs at a time; default: MLOPS_SLOTS, GPUs or cores.")
     ] = None,
 ) -> None:
     """Serve POOL_NAME/QUEUE_NAME until stopped; both are created when missing."""

@@ -17,12 +17,12 @@ from prefect.client.schemas.responses import DeploymentResponse
 from mlops import lineage
 from mlops.agent.attempts import Attempt
 from mlops.agent.environments import Environment
+from mlops.agent.gpu_leases import GPUS_VARIABLE, GpuLease
 from mlops.agent.run_processes import ATTEMPT_VARIABLE
 from mlops.bundles import pulled_bundle
 from mlops.settings import AgentSettings
 
 MLFLOW_CONTEXT_VARIABLE = "MLFLOW_RUN_CONTEXT"  # MLflow's own
-GPUS_VARIABLE = "CUDA_VISIBLE_DEVICES"  # CUDA's own
 # For `mlops.data`, which works in the flow's process and needs more than that has.
 DATA_PYTHON_VARIABLE = "MLOPS_DATA_PYTHON"
 DATA_CACHE_VARIABLE = "MLOPS_DATA_CACHE_DIR"
@@ -75,8 +75,9 @@ class RunContext:
         deployment: What it is a run of, if anything.
         source: Its code, if we registered it.
         host: This machine's name.
-        gpu: The GPUs that it may use, for people.
+        gpus: Those that it has to itself.
         packages: Its environment, once that is there; None also where the worker's own is used.
+        memory_bytes: The most that it may use; None: no limit.
     """
 
     attempt: Attempt
@@ -84,8 +85,9 @@ class RunContext:
     deployment: DeploymentResponse | None
     source: BundleSource | None
     host: str
-    gpu: str
+    gpus: GpuLease
     packages: Environment | None = None
+    memory_bytes: int | None = None
 
     @property
     def labels(self) -> Labels:
@@ -93,7 +95,7 @@ class RunContext:
         labels: Labels = {
             lineage.ATTEMPT: self.attempt.name,
             lineage.AGENT_HOST: self.host,
-            lineage.GPU: self.gpu,
+            lineage.GPU: str(self.gpus),
             lineage.FLOW_RUN: str(self.flow_run.id),
             lineage.FLOW_RUN_NAME: self.flow_run.name,
             lineage.PARAMETERS: _shortened(json.dumps(self.flow_run.parameters, default=str)),
@@ -122,7 +124,7 @@ class RunContext:
         """Return the variables of the run's process that carry the marks, and its GPUs.
 
         Args:
-            settings: Know the address of the run's page, the host's GPUs and its caches.
+            settings: Know the address of the run's page and the host's caches.
             given: What the process finds set anyway. A context for MLflow, and GPUs, that the
                 deployment or the run sets itself are kept.
         """
@@ -131,8 +133,8 @@ class RunContext:
             DATA_PYTHON_VARIABLE: sys.executable,
             DATA_CACHE_VARIABLE: str(settings.mlops_cache_dir / "data"),
         }
-        if settings.gpu_ids != "all" and not _is_chosen(given, GPUS_VARIABLE):
-            environment[GPUS_VARIABLE] = ",".join(settings.gpu_ids)
+        if not _is_chosen(given, GPUS_VARIABLE):
+            environment |= self.gpus.environment
         if _is_chosen(given, MLFLOW_CONTEXT_VARIABLE):
             return environment
         tags = {name: str(value) for name, value in self.labels.items()}

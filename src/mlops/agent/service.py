@@ -15,7 +15,10 @@ import httpx
 from prefect.utilities.processutils import setup_signal_handlers_worker
 
 from mlops import __version__
+from mlops.agent.cores import usable_cores
+from mlops.agent.gpu_leases import GpuLeases
 from mlops.agent.health_server import health_port
+from mlops.agent.job import completed_template
 from mlops.agent.overview import Overview
 from mlops.agent.presence import Presence, announced
 from mlops.agent.worker import Agent
@@ -48,14 +51,16 @@ def serve(
     Args:
         settings: Where it takes runs from and where it keeps its caches.
         name: Name of the worker in Prefect.
-        limit: Runs at a time; default: one per core.
+        limit: Runs at a time; default: one per GPU, or per core where there is none.
         printer: Is given lines for the process's own log.
     """
-    agent = Agent(
-        settings,
-        name=name or _name(settings),
-        limit=limit or os.cpu_count(),
-    )
+    name = name or _name(settings)
+    gpus = GpuLeases(settings.mlops_cache_dir, settings.gpu_ids, worker=name)
+    for problem in gpus.problems:
+        printer(problem)
+    limit = limit or settings.mlops_slots or len(gpus.devices) or usable_cores()
+    printer(f"{limit} runs at a time; GPUs: {', '.join(map(str, gpus.devices)) or 'none'}")
+    agent = Agent(settings, gpus, name=name, limit=limit)
     with _seen(agent, settings):
         _wait_for_server(settings, printer)
         _check_credentials(settings)
@@ -122,6 +127,7 @@ def _ensure_pool_and_queue(settings: AgentSettings) -> None:
     check_server(settings)
     with contextlib.closing(PrefectApi(settings)) as api:
         ensure_work_pool(api, settings.pool_name)
+        _offer_variables(api, settings.pool_name)
         if settings.queue_name:
             queues = f"/work_pools/{quote(settings.pool_name, safe='')}/queues"
             try:
@@ -129,6 +135,14 @@ def _ensure_pool_and_queue(settings: AgentSettings) -> None:
             except RefusedRequestError as error:
                 if error.status_code != httpx.codes.CONFLICT:  # it is there
                     raise
+
+
+def _offer_variables(api: PrefectApi, pool_name: str) -> None:
+    """Let the pool's run form ask for GPUs and memory, if another worker or we made it before."""
+    path = f"/work_pools/{quote(pool_name, safe='')}"
+    pool = api.send("GET", path)
+    if pool["type"] == Agent.type and (template := completed_template(pool["base_job_template"])):
+        api.send("PATCH", path, {"base_job_template": template})
 
 
 def _wait_for_server(settings: AgentSettings, printer: Callable[[str], None]) -> None:

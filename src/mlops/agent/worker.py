@@ -26,7 +26,7 @@ import anyio.to_thread
 from prefect.client.schemas.objects import FlowRun, State, WorkerStatus
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, Failed
+from prefect.states import Cancelled, Failed, Scheduled
 from prefect.workers.process import (
     ProcessJobConfiguration,
     ProcessWorker,
@@ -41,8 +41,15 @@ from mlops.agent.environments import Environment, EnvironmentCache, EnvironmentS
 from mlops.agent.event_stream import EventStream
 from mlops.agent.execution import Execution
 from mlops.agent.flow_starter import FlowStarter
-from mlops.agent.gpus import describe_gpus
-from mlops.agent.job import AgentJobConfiguration, AgentVariables, settings_environment
+from mlops.agent.gpu_gate import GpuGate
+from mlops.agent.gpu_leases import GpuLeases
+from mlops.agent.job import (
+    AgentJobConfiguration,
+    AgentVariables,
+    Demands,
+    settings_environment,
+)
+from mlops.agent.memory_limit import MemoryLimit, memory_limit
 from mlops.agent.out_of_memory import OutOfMemoryWatch
 from mlops.agent.outage import Outage
 from mlops.agent.overview import StatusSources
@@ -80,6 +87,7 @@ class Agent(ProcessWorker):
 
     Args:
         settings: Where it takes runs from and where it keeps its caches.
+        gpus: The devices that it may give to runs.
         **options: Prefect's own, such as `name` and `limit`.
     """
 
@@ -93,7 +101,7 @@ class Agent(ProcessWorker):
         """Leave Prefect's own process worker in its registry under `process`."""
         return "mlops-agent"
 
-    def __init__(self, settings: AgentSettings, **options: Any) -> None:
+    def __init__(self, settings: AgentSettings, gpus: GpuLeases, **options: Any) -> None:
         super().__init__(
             work_pool_name=settings.pool_name,
             work_queues=[settings.queue_name] if settings.queue_name else None,
@@ -115,7 +123,7 @@ class Agent(ProcessWorker):
             limit=settings.mlops_warm_environments,
             limit_bytes=settings.mlops_warm_bytes,
         )
-        self._gpu = describe_gpus(settings.gpu_ids)
+        self._gpus = gpus
         self._attempts = AttemptJournal(settings.mlops_cache_dir)
         self._ending = RunEnding(settings)
         self.activity = Activity()
@@ -140,12 +148,16 @@ class Agent(ProcessWorker):
         )
         self.sources = StatusSources(
             event_stream=self._events.status,
+            gpus=gpus.statuses,
             warm_environments=lambda: warm_statuses(self._warm),
             environment_uses=lambda: CacheUses(self._environments.hits, self._environments.misses),
             code_uses=lambda: CacheUses(self._code.hits, self._code.misses),
         )
         # Each is given the runs that are on offer, and returns those that may be taken.
-        self._gates: list[Gate] = [self._pickup.admit]
+        self._gates: list[Gate] = [
+            self._pickup.admit,
+            GpuGate(gpus, self._read_demands, self._free_slots, self._tell).admit,
+        ]
 
     @property
     def slots(self) -> Slots:
@@ -239,7 +251,29 @@ class Agent(ProcessWorker):
         for admit in self._gates:
             if runs:
                 runs = await admit(runs)
-        return await super()._submit_scheduled_flow_runs([offered[run.id] for run in runs])
+        taken = await super()._submit_scheduled_flow_runs([offered[run.id] for run in runs])
+        for run in runs:
+            if run.id not in self._submitting_flow_run_ids:  # no slot was free
+                self._gpus.cancel_reservation(run.id)
+        return taken
+
+    async def _submit_run(self, flow_run: FlowRun) -> None:
+        """Submit a run, and free what was kept for it if somebody else was quicker."""
+        try:
+            await super()._submit_run(flow_run)
+        finally:
+            self._gpus.cancel_reservation(flow_run.id)
+
+    async def _read_demands(self, flow_run: FlowRun) -> Demands:
+        deployment = None
+        if flow_run.deployment_id:
+            with contextlib.suppress(ObjectNotFound):  # Prefect's worker cancels the run
+                deployment = await self.client.read_deployment(flow_run.deployment_id)
+        return Demands.of(flow_run, deployment, self._work_pool)
+
+    def _tell(self, flow_run: FlowRun, line: str) -> None:
+        """Tell people about a run that waits, on its page and in the agent's own log."""
+        self.get_flow_run_logger(flow_run).warning("%s: %s", self.name, line)
 
     async def sync_with_backend(self) -> None:
         """Tell the server that this agent lives, and learn what has changed of its pool.
@@ -297,6 +331,7 @@ class Agent(ProcessWorker):
         with (
             self.activity.running(flow_run.id, flow_run.name, due),
             self._attempts.begin(Attempt(flow_run_id=flow_run.id, worker=self.name)) as opened,
+            self._gpus.lease(flow_run.id, opened.attempt.name) as lease,
         ):
             context = RunContext(
                 attempt=opened.attempt,
@@ -304,7 +339,7 @@ class Agent(ProcessWorker):
                 deployment=deployment,
                 source=BundleSource.of(deployment) if deployment else None,
                 host=self._settings.mlops_host_name,
-                gpu=self._gpu,
+                gpus=lease,
             )
             try:
                 async with AsyncExitStack() as stack:
@@ -315,8 +350,11 @@ class Agent(ProcessWorker):
                         labels.tell(prepared.labels)
                         variables = prepared.environment(self._settings, given=configuration.env)
                         configuration.env |= variables
+                        limit = stack.enter_context(
+                            memory_limit(prepared.memory_bytes, opened.attempt)
+                        )
                         return await self._run_process(
-                            prepared, opened, configuration, labels, task_status
+                            prepared, opened, configuration, labels, task_status, limit=limit
                         )
                     await self.client.set_flow_run_state(flow_run.id, prepared, force=True)
                     self.activity.note_outcome(flow_run.id, prepared.type)
@@ -337,10 +375,13 @@ class Agent(ProcessWorker):
         configuration: ProcessJobConfiguration,
         labels: RunLabels,
         task_status: anyio.abc.TaskStatus[int] | None,
+        *,
+        limit: MemoryLimit | None,
     ) -> ProcessWorkerResult:
         """Leave the process to Prefect, and the run's end to nobody else."""
         flow_run = context.flow_run
         memory = OutOfMemoryWatch()
+        configuration.env |= limit.environment if limit else {}
         watchers: list[asyncio.Task[None]] = []
 
         async def watch(pid: int) -> None:
@@ -352,6 +393,9 @@ class Agent(ProcessWorker):
             opened.note_process(pid)
             self.activity.note_process(flow_run.id, pid)
             watchers.append(asyncio.create_task(watch(pid)))
+            if limit:
+                limit.apply(pid)
+                watchers.append(asyncio.create_task(limit.watch(pid)))
 
         noticed = _StartNotice(notice, task_status)
         try:
@@ -367,6 +411,7 @@ class Agent(ProcessWorker):
         end = ProcessEnd(
             result.status_code,
             memory.struck,
+            limit.verdict if limit else None,
             may_have_logged=RunReport.read(_report_file(configuration)).may_have_logged,
             fault=await self._environment_fault(context, result.status_code),
         )
@@ -447,7 +492,14 @@ class Agent(ProcessWorker):
     async def _prepare(
         self, context: RunContext, configuration: ProcessJobConfiguration, stack: AsyncExitStack
     ) -> RunContext | State[None]:
-        """Make a run of our deployments ready; if that fails, return the state that it ends in."""
+        """Make a run ready; if that fails, return the state that it gets instead."""
+        try:
+            demands = Demands.of(context.flow_run, context.deployment, self._work_pool)
+        except MlopsError as error:
+            return Failed(message=str(error).splitlines()[0])
+        if demands.gpus != len(context.gpus.devices):
+            return Scheduled(message="the GPUs that were kept for it went to another run")
+        context = dataclasses.replace(context, memory_bytes=demands.memory)
         if (
             context.source is None
             or not isinstance(configuration, AgentJobConfiguration)

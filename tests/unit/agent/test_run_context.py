@@ -4,7 +4,9 @@ import pytest
 from prefect.client.schemas.objects import FlowRun
 
 from mlops.agent.attempts import Attempt
-from mlops.agent.run_context import GPUS_VARIABLE, RunContext
+from mlops.agent.gpu_leases import GPUS_VARIABLE, GpuLease
+from mlops.agent.nvml import Device
+from mlops.agent.run_context import RunContext
 from mlops.settings import AgentSettings
 
 RUN = UUID(int=1)
@@ -19,11 +21,12 @@ def context() -> RunContext:
         deployment=None,
         source=None,
         host="box",
-        gpu="none",
+        gpus=GpuLease(),
     )
 
 
-def settings(gpu_ids: str) -> AgentSettings:
+@pytest.fixture
+def settings() -> AgentSettings:
     return AgentSettings.model_validate(
         {
             "aws_endpoint_url_s3": "http://127.0.0.1:9000",
@@ -31,23 +34,23 @@ def settings(gpu_ids: str) -> AgentSettings:
             "aws_secret_access_key": "secret",
             "prefect_api_url": "http://127.0.0.1:4200/api",
             "mlflow_tracking_uri": "http://127.0.0.1:5050",
-            "gpu_ids": gpu_ids,
         }
     )
 
 
-@pytest.mark.parametrize(
-    ("gpu_ids", "visible"), [('["0","3"]', "0,3"), ("[]", ""), ("", ""), ("all", None)]
-)
-def test_run_sees_the_agents_gpus(context: RunContext, gpu_ids: str, visible: str | None) -> None:
-    """CUDA shows a run the GPUs that the agent is told of, none, or whatever there are."""
-    environment = context.environment(settings(gpu_ids), given={})
-    assert environment.get(GPUS_VARIABLE) == visible
+def test_run_sees_its_own_gpus(context: RunContext, settings: AgentSettings) -> None:
+    """CUDA shows a run the GPUs that it was given, and no other when it was given none."""
+    assert context.environment(settings, given={})[GPUS_VARIABLE] == ""
+    context.gpus.add(Device(number="3", uuid="GPU-c", name="NVIDIA L4"), file=-1)
+    assert context.environment(settings, given={})[GPUS_VARIABLE] == "3"
+    assert context.labels["mlops.gpu"] == "3: NVIDIA L4"
 
 
-def test_chosen_gpus_are_kept(context: RunContext, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_chosen_gpus_are_kept(
+    context: RunContext, settings: AgentSettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """What the deployment or the run sets wins; what the run has from the agent itself does not."""
     monkeypatch.setenv(GPUS_VARIABLE, "7")
-    for given, visible in (("1", None), ("", None), ("7", "0")):
-        environment = context.environment(settings('["0"]'), given={GPUS_VARIABLE: given})
+    for given, visible in (("1", None), ("", None), ("7", "")):
+        environment = context.environment(settings, given={GPUS_VARIABLE: given})
         assert environment.get(GPUS_VARIABLE) == visible
