@@ -34,6 +34,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -83,6 +84,13 @@ def uses_gpu() -> bool:
     return False
 
 
+def fork() -> int:
+    """Fork without the warning of Python 3.12 about threads, for which `unfit` has looked."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        return os.fork()
+
+
 def unfit() -> str:
     """Say why this process must not be forked any more; empty: it may."""
     if threading.active_count() > 1:
@@ -91,7 +99,7 @@ def unfit() -> str:
         return "opens the GPU"
     if other_threads():
         # Some libraries (OpenBLAS) end their threads before a fork and start them anew.
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             os._exit(0)
         os.waitpid(pid, 0)
@@ -253,7 +261,7 @@ class ForkServer:
 
     def _fork(self, descriptors: list[int]) -> bool:
         """Fork; return whether this is the new process."""
-        pid = os.fork()
+        pid = fork()
         if pid == 0:
             self._control.close()
             for other in self._runs:
