@@ -145,6 +145,7 @@ def test_example_arrives_on_the_server(
         "gpus": content.get("gpus", 0),
         "warm": content.get("warm", []),
     }
+    assert deployment["job_variables"] == {key: content[key] for key in ["late"] if key in content}
     limit = deployment["global_concurrency_limit"]
     assert (limit and limit["limit"]) == content.get("concurrency_limit")
 

@@ -106,13 +106,17 @@ def test_unchanged_folder_writes_nothing(
 def test_change_updates_in_place_and_keeps_the_switches(
     platform: Platform, servers: Servers, tmp_path: Path
 ) -> None:
-    """A changed folder keeps the deployment's id, its pause and its schedule's own switch."""
+    """A changed folder keeps the deployment's id, pause, schedule's switch and job variables."""
     folder = write_flow(tmp_path / "changing", "pass", more=CRON)
     platform.cli("flows", "register", str(folder))
     old = servers.deployment("changing")
     schedule_id = old["schedules"][0]["id"]
     servers.prefect.patch(
         f"/deployments/{old['id']}/schedules/{schedule_id}", json={"active": False}
+    ).raise_for_status()
+    variables = {"late": "run_all", "working_dir": "/srv"}
+    servers.prefect.patch(
+        f"/deployments/{old['id']}", json={"job_variables": variables}
     ).raise_for_status()
     servers.prefect.post(f"/deployments/{old['id']}/pause_deployment").raise_for_status()
 
@@ -123,6 +127,7 @@ def test_change_updates_in_place_and_keeps_the_switches(
     assert new["id"] == old["id"]
     assert new["pull_steps"] != old["pull_steps"]
     assert new["paused"] is True
+    assert new["job_variables"] == {"working_dir": "/srv"}
     (schedule,) = new["schedules"]
     assert (schedule["id"], schedule["active"]) == (schedule_id, False)
     assert schedule["schedule"]["cron"] == "30 9 * * *"
@@ -132,13 +137,15 @@ def test_edits_in_the_ui_are_told_before_they_are_overwritten(
     platform: Platform, servers: Servers, tmp_path: Path
 ) -> None:
     """What somebody set in the UI is shown, with what takes its place: it can be restored."""
-    given = CRON + "parameters: {n: 4, k: 1}\n"
+    given = CRON + "parameters: {n: 4, k: 1}\nlate: run_all\n"
     signature = "n: int, k: float, m: int = 1"
     folder = write_flow(tmp_path / "edited", "pass", signature=signature, more=given)
     platform.cli("flows", "register", str(folder))
     deployment = servers.deployment("edited")
     path = f"/deployments/{deployment['id']}"
-    edited = {"parameters": {"n": 7, "k": 1.0, "m": 2}}
+    assert deployment["job_variables"] == {"late": "run_all"}
+    variables = {"late": "skip", "env": {"A": "1"}}
+    edited = {"parameters": {"n": 7, "k": 1.0, "m": 2}, "job_variables": variables}
     servers.prefect.patch(path, json=edited).raise_for_status()
     schedule = {"schedule": {"cron": "0 10 * * *", "timezone": "UTC"}}
     servers.prefect.patch(
@@ -153,7 +160,10 @@ def test_edits_in_the_ui_are_told_before_they_are_overwritten(
     assert re.search(
         f"schedule: .*{re.escape(was)}.* is overwritten by .*{re.escape(will)}", done.stderr
     )
-    assert servers.deployment("edited")["parameters"] == {"n": 4, "k": 1}
+    assert 'job_variables: {"late": "skip"} is overwritten by {"late": "run_all"}' in done.stderr
+    again = servers.deployment("edited")
+    assert again["parameters"] == {"n": 4, "k": 1}
+    assert again["job_variables"] == {"late": "run_all", "env": {"A": "1"}}
     assert "warning" not in platform.cli("flows", "register", str(folder)).stderr
 
 

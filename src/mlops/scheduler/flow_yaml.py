@@ -276,6 +276,10 @@ class FlowYaml(_Section):
         examples=[["pandas", "sklearn.svm"]],
         json_schema_extra=_UNIQUE_ITEMS,
     )
+    late: Literal["run_all", "run_latest", "skip"] = Field(
+        default="run_latest",
+        description="which runs of the schedule to make when they are late, as after an outage",
+    )
 
 
 class _EditorSchema(GenerateJsonSchema):
@@ -285,7 +289,8 @@ class _EditorSchema(GenerateJsonSchema):
         if schema.get("default", ...) is None:
             return self.generate_inner(schema["schema"])
         written = super().default_schema(schema)
-        return written | {"type": [written["type"], "null"]}
+        values = {"enum": [*written["enum"], None]} if "enum" in written else {}
+        return written | values | {"type": [written["type"], "null"]}
 
 
 def without_unused(document: Document) -> Document:

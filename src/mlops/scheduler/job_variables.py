@@ -8,13 +8,12 @@ from typing import Any
 
 from mlops.scheduler.flow_yaml import FlowYaml
 
-OURS = ("gpus", "memory")  # keys of flow.yaml, and the agent's names of them
+OURS = ("gpus", "memory", "late")  # keys of flow.yaml, and the agent's names of them
 
 
 def wanted_variables(content: FlowYaml) -> dict[str, Any]:
     """Return those that a flow.yaml sets."""
-    values = {name: getattr(content, name) for name in OURS}
-    return {name: value for name, value in values.items() if value is not None}
+    return content.model_dump(mode="json", include={*OURS}, exclude_defaults=True)
 
 
 def own_variables(variables: Mapping[str, Any]) -> dict[str, Any]:

@@ -32,7 +32,8 @@ GOOD = [
     DEPLOYMENT + "warm: [importlib, a.import_]\n",
     DEPLOYMENT + "  pool_name:\n  queue_name:\nscheduler: {method: cron, cron: 0 9 * * *, rrule: ,"
     " timezone: }\nRFS_NAME:\nparameters:\ndescription:\ntags:\ngpus:\nconcurrency_limit:\n"
-    "python:\nrequirements:\nwarm:\n",
+    "python:\nrequirements:\nwarm:\nlate:\n",
+    DEPLOYMENT + "late: run_all\n",
 ]
 BAD = [
     "deployment: 3\n",
@@ -73,6 +74,7 @@ BAD = [
     DEPLOYMENT + "warm: torch\n",
     DEPLOYMENT + "warm: [import]\n",
     DEPLOYMENT + "warm: [a.class.b]\n",
+    DEPLOYMENT + "late: never\n",
     DEPLOYMENT + "gpus: 1.5\n",
     DEPLOYMENT + "gpus: yes\n",
     DEPLOYMENT + "gpus: 1025\n",
