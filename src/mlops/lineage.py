@@ -14,6 +14,11 @@ DEPLOYMENT = "mlops.prefect_deployment"
 PARAMETERS = "mlops.parameters"  # JSON
 # Of one pick-up by an agent: a retry is told from the attempt before it.
 ATTEMPT = "mlops.attempt"
+# How often a run's agent was lost before the flow began.
+LOST_STARTS = "mlops.lost_starts"
+WORKER = "prefect.worker.name"  # set by every worker of Prefect's
+WORKER_TYPE = "prefect.worker.type"
+WORK_POOL = "prefect.work-pool.name"
 AGENT_HOST = "mlops.agent_host"
 GPU = "mlops.gpu"
 CODE_HASH = "mlops.code_hash"
@@ -26,6 +31,8 @@ PACKAGES_HASH = "mlops.packages_hash"  # of what is installed
 DATA = "mlops.data."  # and the first digits of its hash; the value is the data's reference
 # Of the run that this one does once more.
 REPRODUCES = "mlops.reproduces"
+
+Labels = dict[str, bool | int | float | str]  # as Prefect's client wants them
 
 HASH_DIGITS = 12
 _VERSION = re.compile(r"(?P<hash>[0-9a-f]{12})(?: git (?P<commit>[0-9a-f]{40}(?:-dirty)?))?")

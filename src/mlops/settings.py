@@ -224,6 +224,9 @@ class AgentSettings(
     # Where its health, status and metrics are asked for; port 0: any that is free.
     mlops_agent_bind: str = Field(default="127.0.0.1", min_length=1)
     mlops_agent_port: int = Field(default=0, ge=0, lt=65536)
+    # How long a stopped agent lets its runs go on. Whoever stops it must wait for 20 s more
+    # (Docker's stop_grace_period, the supervisor's stopwaitsecs).
+    mlops_stop_seconds: float = Field(default=40.0, ge=0)
 
     @field_validator("queue_name", "mlops_slots", "torch_backend", mode="before")
     @classmethod
@@ -298,6 +301,14 @@ class PrefectServerSettings(ListenSettings, DatabaseSettings):
     prefect_password: SecretStr
     prefect_retention_days: int = Field(default=90, gt=0)  # of finished flow runs
     pool_name: str = "default-agent-pool"
+
+
+class LostAgentsSettings(RoleSettings):
+    """How the Prefect server looks for agents that are gone for good."""
+
+    mlops_watch_seconds: float = Field(default=15.0, gt=0)  # between two looks
+    # What a run whose agent is gone is given to say that it lives; it does so every 30 s.
+    mlops_run_silence_seconds: float = Field(default=90.0, gt=0)
 
 
 class MlflowServerSettings(ListenSettings, DatabaseSettings):

@@ -403,15 +403,6 @@ def test_ordinary_deployments_run_is_ended_too(
             "KILLED",
         ),
         (
-            "orphan-retrying",
-            (
-                "CRASHED",
-                "Crashed",
-                "the flow's process is gone, and no agent saw how it ended",
-            ),
-            "KILLED",
-        ),
-        (
             "orphan-cancelled",
             ("CANCELLED", "Cancelled", "cancelled, and its process is gone"),
             "KILLED",
@@ -435,6 +426,20 @@ def test_what_a_killed_agent_left_is_mended(
     assert mended.state(name) == expected
     wait_for(lambda: mended.mlflow_ends(name, [mlflow]), 40)
     wait_for(lambda: not mended.processes(name), 15)
+
+
+def test_retry_that_a_killed_process_was_to_make_is_for_any_agent(mended: Endings) -> None:
+    """It waits for its time as before, and the attempt's MLflow run is ended."""
+    begun = mended.run("orphan-retrying")["state"]["state_details"]["scheduled_time"]
+
+    def is_free() -> bool:
+        return bool(mended.run("orphan-retrying")["empirical_policy"]["retry_type"] == "reschedule")
+
+    wait_for(is_free, 60)
+    run = mended.run("orphan-retrying")
+    assert run["state_name"] == "AwaitingRetry"
+    assert run["state"]["state_details"]["scheduled_time"] == begun
+    wait_for(lambda: mended.mlflow_ends("orphan-retrying", ["KILLED"]), 40)
 
 
 def test_mlflow_run_that_ended_before_a_kill_stays_as_it_is(ended: Endings) -> None:

@@ -10,12 +10,24 @@ import contextlib
 import datetime as dt
 import fcntl
 import os
+import signal
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from uuid import UUID
 
+import anyio
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from mlops import lineage
+
+Marks = tuple[str | None, str | None]  # a worker's name and an attempt's
+
+
+def marks_of(labels: Mapping[str, object]) -> Marks:
+    """Return who has a flow run, as its labels in Prefect say."""
+    worker, attempt = labels.get(lineage.WORKER), labels.get(lineage.ATTEMPT)
+    return None if worker is None else str(worker), None if attempt is None else str(attempt)
 
 
 class Attempt(BaseModel):
@@ -25,8 +37,10 @@ class Attempt(BaseModel):
         name: Unique for ever; a retry of the same flow run is another attempt.
         flow_run_id: The run in Prefect.
         worker: The agent's name in Prefect.
+        before: The run's marks when it was picked up; its own come a moment later.
         begun: By this host's clock.
         pid: Of the flow's process, once it was started.
+        end: How that ended, when the server could not be told.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -34,8 +48,14 @@ class Attempt(BaseModel):
     name: str = Field(default_factory=lambda: uuid.uuid4().hex)
     flow_run_id: UUID
     worker: str
+    before: Marks = (None, None)
     begun: dt.datetime = Field(default_factory=lambda: dt.datetime.now(dt.UTC))
     pid: int | None = None
+    end: str | None = None
+
+    def holds(self, labels: Mapping[str, object]) -> bool:
+        """Return whether nobody has picked the run up since, or let go of it, by its labels."""
+        return marks_of(labels) in ((self.worker, self.name), self.before)
 
 
 class OpenAttempt:
@@ -51,10 +71,33 @@ class OpenAttempt:
         self.attempt = attempt
         self._path = path
         self._descriptor = descriptor
+        self._scope: anyio.CancelScope | None = None
+
+    @contextlib.contextmanager
+    def until_taken_away(self) -> Iterator[None]:
+        """Leave the block, as if it had come to its end, when the attempt is given up."""
+        with anyio.CancelScope() as self._scope:
+            yield
+
+    def give_up(self) -> None:
+        """End the flow's process, and the block that watches it, before either can report.
+
+        What they report would be taken for the run's next attempt.
+        """
+        if self.attempt.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.attempt.pid, signal.SIGKILL)
+        if self._scope is not None:
+            self._scope.cancel()
 
     def note_process(self, pid: int) -> None:
         """Note the flow's process, by which another agent can tell that the run goes on."""
         self.attempt = self.attempt.model_copy(update={"pid": pid})
+        _write(self._descriptor, self.attempt)
+
+    def note_end(self, reason: str) -> None:
+        """Note how the process ended, for whoever can tell the server."""
+        self.attempt = self.attempt.model_copy(update={"end": reason})
         _write(self._descriptor, self.attempt)
 
     def close(self) -> None:
@@ -71,6 +114,7 @@ class AttemptJournal:
 
     def __init__(self, root: Path) -> None:
         self._folder = root / "attempts"
+        self._own: dict[str, OpenAttempt] = {}
 
     @contextlib.contextmanager
     def begin(self, attempt: Attempt) -> Iterator[OpenAttempt]:
@@ -84,9 +128,15 @@ class AttemptJournal:
             _write(descriptor, attempt)
             os.fsync(descriptor)
             temporary.rename(path)
-            yield OpenAttempt(attempt, path, descriptor)
+            self._own[attempt.name] = OpenAttempt(attempt, path, descriptor)
+            yield self._own[attempt.name]
         finally:
+            self._own.pop(attempt.name, None)
             os.close(descriptor)
+
+    def own(self) -> list[OpenAttempt]:
+        """Return the attempts that this agent is at."""
+        return list(self._own.values())
 
     @contextlib.contextmanager
     def abandoned(self) -> Iterator[list[OpenAttempt]]:

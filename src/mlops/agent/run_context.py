@@ -38,8 +38,6 @@ _PRIVATE_VARIABLES = (
 
 _TAG_CHARACTERS = 4000  # MLflow refused longer tags until 2023, and longer than 5000 since
 
-Labels = dict[str, bool | int | float | str]  # as Prefect's client wants them
-
 
 @dataclass(frozen=True)
 class BundleSource:
@@ -90,9 +88,9 @@ class RunContext:
     memory_bytes: int | None = None
 
     @property
-    def labels(self) -> Labels:
+    def labels(self) -> lineage.Labels:
         """The labels of the flow run in Prefect."""
-        labels: Labels = {
+        labels: lineage.Labels = {
             lineage.ATTEMPT: self.attempt.name,
             lineage.AGENT_HOST: self.host,
             lineage.GPU: str(self.gpus),

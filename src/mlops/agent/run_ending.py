@@ -5,6 +5,7 @@ process that fails and a cancel. Left to us is what nobody could report, a messa
 reason, and the MLflow runs that the flow had open.
 """
 
+import datetime as dt
 import logging
 import re
 import signal
@@ -22,7 +23,7 @@ from prefect.client.schemas.sorting import LogSort
 from prefect.exceptions import ObjectNotFound
 from prefect.logging import get_logger
 from prefect.logging.loggers import flow_run_logger
-from prefect.states import Cancelled, Crashed, Failed
+from prefect.states import Cancelled, Crashed, Failed, Running
 
 from mlops import lineage
 from mlops.agent.attempts import Attempt, OpenAttempt
@@ -30,6 +31,7 @@ from mlops.agent.memory_limit import MemoryVerdict
 from mlops.agent.run_links import links_to_runs
 from mlops.agent.run_processes import end_processes
 from mlops.errors import MlopsError
+from mlops.lost_runs import fate, is_waiting_in_process, release_retries, start_again
 from mlops.mlflow_api import LoggedRun, MlflowApi
 from mlops.settings import MlflowSettings
 
@@ -48,6 +50,8 @@ WORKERS_WORDS = "Process exited with status code"
 # The engine's last line, whatever the state; on the flow's clock, as MLflow's times are.
 # Source: `prefect.flow_engine`, where a run's context ends.
 ENGINES_LAST_WORDS = re.compile("^Finished in state")
+# What it makes of the SIGTERM by which Prefect's worker ends the process of an agent that stops.
+ENGINES_STOP_WORDS = "Execution was aborted by a termination signal."
 # What it makes of any `sys.exit`; the code is in the traceback that it logs.
 ENGINES_EXIT_WORDS = "Execution was aborted by Python system exit call."
 SYSTEM_EXIT = re.compile(r"^SystemExit(?:: (.*))?$", re.MULTILINE)
@@ -121,7 +125,8 @@ class RunEnding:
         Args:
             client: The Prefect server.
             opened: The attempt.
-            reason: Why the process is gone, in case that nobody else has told.
+            reason: How the process ended; as text: why nobody could watch it to its end, after
+                which the run starts again while it has retries left.
 
         Returns:
             The state in which the run is left; None: another attempt has it, or it is deleted.
@@ -206,9 +211,12 @@ async def _tell_prefect(
     client: PrefectClient, flow_run: FlowRun, attempt: Attempt, reason: str | ProcessEnd
 ) -> StateType | None:
     """Bring a flow run to its end; return the state's type; None: it is another attempt's."""
-    if not _is_current(flow_run, attempt):
+    if not attempt.holds(flow_run.labels):
+        await anyio.to_thread.run_sync(end_processes, attempt)
         return None
-    await _release_retries(client, flow_run)
+    if isinstance(reason, str) and (ended := await _tell_loss(client, flow_run, attempt, reason)):
+        return ended
+    await release_retries(client, flow_run)
     state = (
         memory_state(flow_run, reason)
         or _final_state(flow_run, reason)
@@ -222,27 +230,25 @@ async def _tell_prefect(
     return state.type if state else None
 
 
-async def _release_retries(client: PrefectClient, flow_run: FlowRun) -> None:
-    """Let agents take up the run when a person retries it.
+async def _tell_loss(
+    client: PrefectClient, flow_run: FlowRun, attempt: Attempt, reason: str
+) -> StateType | None:
+    """End an attempt that nobody watched to its end, and return its end; None: it had one.
 
-    The server keeps a run that was once retried by its own process for that process, and the
-    button in its UI, which forces the state, leaves that as it is: nobody would take it up.
-    Mended there for retries that are used up: https://github.com/PrefectHQ/prefect/issues/17913
+    The run itself may be waiting for its next attempt by then.
     """
-    policy = flow_run.empirical_policy
-    if policy.retry_type == "in_process":
-        policy = policy.model_copy(update={"retry_type": "reschedule"})
-        await client.update_flow_run(flow_run.id, empirical_policy=policy)
-
-
-def _is_current(flow_run: FlowRun, attempt: Attempt) -> bool:
-    """Return whether nobody has picked the run up again since."""
-    labels = flow_run.labels
-    return (
-        # Set by Prefect's own workers, too; without it nobody else has come as far.
-        labels.get("prefect.worker.name", attempt.worker) == attempt.worker
-        and labels.get(lineage.ATTEMPT, attempt.name) == attempt.name
-    )
+    state = flow_run.state
+    if state and state.is_crashed() and state.message == ENGINES_STOP_WORDS:
+        flow_run = flow_run.model_copy(update={"state": Running()})
+    lost = fate(flow_run, reason, dt.datetime.now(dt.UTC))
+    if lost is None:
+        return None
+    if lost.end:
+        await client.set_flow_run_state(flow_run.id, lost.end, force=True)
+    await anyio.to_thread.run_sync(end_processes, attempt)
+    if lost.next:
+        await start_again(client, flow_run, lost.next)
+    return lost.end.type if lost.end else StateType.CRASHED
 
 
 def memory_state(flow_run: FlowRun, reason: str | ProcessEnd) -> State[None] | None:
@@ -276,10 +282,8 @@ def _final_state(flow_run: FlowRun, reason: str | ProcessEnd) -> State[None] | N
     if state.is_cancelling():
         return Cancelled(message="cancelled, and its process is gone")
     # A retry that was to happen in the same process will never be picked up by another.
-    # Source: get-runs-from-worker-queues.sql of Prefect's server.
-    lost_retry = state.is_scheduled() and flow_run.empirical_policy.retry_type == "in_process"
-    untold = state.is_running() or state.is_pending() or lost_retry
-    if not untold and not (_is_told_by_worker(state) and isinstance(reason, ProcessEnd)):
+    untold = state.is_running() or state.is_pending() or is_waiting_in_process(flow_run)
+    if not untold and not _is_told_by_worker(state):
         return None
     when = "" if flow_run.start_time else " before the flow began"
     return Crashed(message=f"{reason}{when}")

@@ -8,7 +8,7 @@ from uuid import UUID
 
 from prefect.client.orchestration import PrefectClient
 
-from mlops.agent.run_context import Labels
+from mlops.lineage import Labels
 
 # A run that is ready sooner has told all of its labels in one request by then.
 SOON_SECONDS = 0.5

@@ -24,17 +24,22 @@ def is_running(attempt: Attempt) -> bool:
     return False
 
 
-def end_processes(attempt: Attempt) -> int:
+def end_processes(attempt: Attempt, *, at_once: bool = False) -> int:
     """End what an attempt has left running: first politely, then by force.
+
+    Args:
+        attempt: Whose.
+        at_once: By force only, so that they report nothing: the run is somebody else's.
 
     Returns:
         How many processes there were.
     """
-    left = _find(attempt)
-    for process in left:
-        with contextlib.suppress(psutil.Error):
-            process.terminate()
-    _, stubborn = psutil.wait_procs(left, timeout=PATIENCE_SECONDS)
+    left = stubborn = _find(attempt)
+    if not at_once:
+        for process in left:
+            with contextlib.suppress(psutil.Error):
+                process.terminate()
+        _, stubborn = psutil.wait_procs(left, timeout=PATIENCE_SECONDS)
     for process in stubborn:
         with contextlib.suppress(psutil.Error):
             process.kill()

@@ -33,9 +33,10 @@ from prefect.workers.process import (
     ProcessWorkerResult,
 )
 
+from mlops import lineage
 from mlops.agent import flow_process
 from mlops.agent.activity import Activity
-from mlops.agent.attempts import Attempt, AttemptJournal, OpenAttempt
+from mlops.agent.attempts import Attempt, AttemptJournal, OpenAttempt, marks_of
 from mlops.agent.code_cache import CodeCache
 from mlops.agent.environments import Environment, EnvironmentCache, EnvironmentSpec
 from mlops.agent.event_stream import EventStream
@@ -49,6 +50,7 @@ from mlops.agent.job import (
     Demands,
     settings_environment,
 )
+from mlops.agent.late_runs import LateRuns
 from mlops.agent.memory_limit import MemoryLimit, memory_limit
 from mlops.agent.out_of_memory import OutOfMemoryWatch
 from mlops.agent.outage import Outage
@@ -57,7 +59,7 @@ from mlops.agent.pickup import Pickup
 from mlops.agent.prebuilding import Prebuilding
 from mlops.agent.recent_answers import RecentAnswers
 from mlops.agent.recovery import recover_regularly
-from mlops.agent.run_context import BundleSource, Labels, RunContext, own_environment
+from mlops.agent.run_context import BundleSource, RunContext, own_environment
 from mlops.agent.run_ending import NO_ANSWER, ProcessEnd, RunEnding
 from mlops.agent.run_labels import RunLabels
 from mlops.agent.run_processes import end_processes
@@ -77,6 +79,7 @@ DEPLOYMENT_SECONDS = 2.0
 FLOW_SECONDS = 60.0  # of a flow only the name matters, by which it is known
 STOP_REPORT_SECONDS = 5.0
 LEFTOVERS_SECONDS = 2.0
+DRAIN_POLL_SECONDS = 0.1
 
 
 Gate = Callable[[list[FlowRun]], Awaitable[list[FlowRun]]]
@@ -156,6 +159,7 @@ class Agent(ProcessWorker):
         # Each is given the runs that are on offer, and returns those that may be taken.
         self._gates: list[Gate] = [
             self._pickup.admit,
+            LateRuns(lambda: self.client).admit,
             GpuGate(gpus, self._read_demands, self._free_slots, self._tell).admit,
         ]
 
@@ -209,12 +213,12 @@ class Agent(ProcessWorker):
         return RunLabels(self.client, flow_run.id, self._worker_labels, logger.warning)
 
     @property
-    def _worker_labels(self) -> Labels:
+    def _worker_labels(self) -> lineage.Labels:
         """What Prefect's worker says of itself on its runs."""
         return {
-            "prefect.worker.name": self.name,
-            "prefect.worker.type": self.type,
-            "prefect.work-pool.name": self.work_pool.name,
+            lineage.WORKER: self.name,
+            lineage.WORKER_TYPE: self.type,
+            lineage.WORK_POOL: self.work_pool.name,
             "prefect.work-pool.id": str(self.work_pool.id),
         }
 
@@ -294,7 +298,17 @@ class Agent(ProcessWorker):
 
     async def recover_regularly(self) -> None:
         """End the runs of this host that have lost their agent, for as long as this one lives."""
-        await recover_regularly(self._attempts, self._ending)
+        await recover_regularly(self._attempts, self._ending, self._outage)
+
+    async def drain(self) -> None:
+        """Take no more runs, and wait until those at work have ended."""
+
+        async def leave(_: list[FlowRun]) -> list[FlowRun]:
+            return []
+
+        self._gates.insert(0, leave)
+        while self.limiter.borrowed_tokens:  # noqa: ASYNC110  # which tells nobody of its changes
+            await anyio.sleep(DRAIN_POLL_SECONDS)
 
     def _prepare_environment(self, environment: Environment, modules: Sequence[str]) -> None:
         self._warm.memory.declare(environment, modules)
@@ -327,10 +341,12 @@ class Agent(ProcessWorker):
             if flow_run.deployment_id
             else None
         )
-        due = flow_run.next_scheduled_start_time
+        due, before = flow_run.next_scheduled_start_time, marks_of(flow_run.labels)
+        attempt = Attempt(flow_run_id=flow_run.id, worker=self.name, before=before)
         with (
             self.activity.running(flow_run.id, flow_run.name, due),
-            self._attempts.begin(Attempt(flow_run_id=flow_run.id, worker=self.name)) as opened,
+            self._attempts.begin(attempt) as opened,
+            opened.until_taken_away(),
             self._gpus.lease(flow_run.id, opened.attempt.name) as lease,
         ):
             context = RunContext(
@@ -367,6 +383,7 @@ class Agent(ProcessWorker):
                 with anyio.move_on_after(STOP_REPORT_SECONDS, shield=True):
                     await self._conclude(flow_run, opened, "the agent was stopped")
                 raise
+        return ProcessWorkerResult(status_code=0, identifier="taken-away")
 
     async def _run_process(
         self,
@@ -485,6 +502,7 @@ class Agent(ProcessWorker):
             ended = await self._ending.conclude(self.client, opened, reason)
             self.activity.note_outcome(flow_run.id, ended)
         except NO_ANSWER as error:
+            opened.note_end(f"{reason}, while the server was away")
             self.get_flow_run_logger(flow_run).warning(
                 "the run's end could not be reported and will be, later: %s", error
             )

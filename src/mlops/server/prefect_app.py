@@ -1,14 +1,22 @@
-"""Prefect's web application: with our version and work pool, kept to itself, and quicker."""
+"""Prefect's web application: with our version and work pool, kept to itself, and quicker.
 
-import base64
+Beside it, in the same process, lost agents are looked for.
+"""
+
+import asyncio
+import contextlib
 import functools
 import os
 import zoneinfo
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any
+from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from typing import TYPE_CHECKING, Any
 
 from mlops import __version__
 from mlops.prefect_api import VERSION_HEADER
+from mlops.settings import LostAgentsSettings
+
+if TYPE_CHECKING:
+    from prefect.client.orchestration import PrefectClient
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -32,16 +40,28 @@ def create_app() -> Application:
     from prefect.server.api.server import create_app as create_prefect_app
 
     prefect = create_prefect_app()
+    settings = LostAgentsSettings.from_environment()
 
     async def application(scope: Message, receive: Receive, send: Send) -> None:
+        watching: asyncio.Task[None] | None = None
+
+        async def receive_ours() -> Message:
+            message = await receive()
+            if message["type"] == "lifespan.shutdown" and watching:
+                watching.cancel()
+            return message
+
         async def send_ours(message: Message) -> None:
+            nonlocal watching
             if message["type"] == "http.response.start":
                 message["headers"] = [*message.get("headers", []), *HEADERS]
             elif message["type"] == "lifespan.startup.complete":
                 await _ensure_work_pool(prefect, os.environ[POOL_VARIABLE])
+                watching = asyncio.create_task(_watch(prefect, settings))
             await send(message)
 
-        await prefect(scope, receive, send_ours)
+        is_lifespan = scope["type"] == "lifespan"
+        await prefect(scope, receive_ours if is_lifespan else receive, send_ours)
 
     return application
 
@@ -51,14 +71,30 @@ async def _ensure_work_pool(prefect: Any, name: str) -> None:
 
     Prefect 3.8 makes none. The first worker fills in its job template.
     """
-    import httpx
+    from prefect.client.schemas.actions import WorkPoolCreate
+    from prefect.exceptions import ObjectAlreadyExists
 
-    login = os.environ["PREFECT_SERVER_API_AUTH_STRING"].encode()
-    headers = {"authorization": f"Basic {base64.b64encode(login).decode()}"}
-    transport = httpx.ASGITransport(app=prefect)
-    async with httpx.AsyncClient(transport=transport, base_url="http://prefect") as client:
-        response = await client.post(
-            "/api/work_pools/", json={"name": name, "type": "process"}, headers=headers
-        )
-    if response.status_code not in (httpx.codes.CREATED, httpx.codes.CONFLICT):
-        raise RuntimeError(f"work pool {name}: HTTP {response.status_code}: {response.text}")
+    async with _client(prefect) as client:
+        with contextlib.suppress(ObjectAlreadyExists):
+            await client.create_work_pool(WorkPoolCreate(name=name, type="process"))
+
+
+async def _watch(prefect: Any, settings: LostAgentsSettings) -> None:
+    from mlops.server.lost_agents import end_regularly
+
+    async with _client(prefect) as client:
+        await end_regularly(client, settings)
+
+
+@contextlib.asynccontextmanager
+async def _client(prefect: Any) -> AsyncIterator["PrefectClient"]:
+    """Yield a client that reaches the application without the network."""
+    import httpx
+    from prefect.client.orchestration import PrefectClient
+
+    async with PrefectClient(
+        "http://prefect/api",
+        auth_string=os.environ["PREFECT_SERVER_API_AUTH_STRING"],
+        httpx_settings={"transport": httpx.ASGITransport(app=prefect)},
+    ) as client:
+        yield client

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from prefect.utilities.services import critical_service_loop
 
+from mlops.agent import outage as module
 from mlops.agent.outage import Outage
 
 REQUEST = httpx.Request("GET", "http://127.0.0.1/api")
@@ -41,3 +42,18 @@ def test_refusal_is_no_outage() -> None:
     """What will not pass, such as wrong credentials, is not waited for."""
     with pytest.raises(httpx.HTTPStatusError), Outage().bridged():
         raise answer(401)
+
+
+def test_return_after_a_long_absence_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every answer counts as contact; only one after a long time without is a return."""
+    outage = Outage()
+    with outage.bridged():
+        pass
+    assert not outage.returned.is_set()
+    monkeypatch.setattr(module, "ABSENCE_SECONDS", -1.0)
+    with outage.bridged():
+        raise httpx.ConnectError("away")
+    assert not outage.returned.is_set()
+    with outage.bridged():
+        pass
+    assert outage.returned.is_set()

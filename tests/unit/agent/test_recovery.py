@@ -11,6 +11,7 @@ from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from mlops.agent import recovery
 from mlops.agent.attempts import Attempt, AttemptJournal, OpenAttempt
+from mlops.agent.outage import Outage
 from mlops.agent.run_ending import ProcessEnd, RunEnding
 from mlops.settings import MlflowSettings
 
@@ -24,25 +25,28 @@ class FailingEnding(RunEnding):
         super().__init__(MlflowSettings(mlflow_tracking_uri=NOWHERE))
         self._error = error
         self.done = anyio.Event()
+        self.reason: str | ProcessEnd = ""
 
     async def conclude(
         self, client: PrefectClient, opened: OpenAttempt, reason: str | ProcessEnd
     ) -> None:
-        del client, reason
+        del client
+        self.reason = reason
         if opened.attempt.name == "first":
             raise self._error
         opened.close()
         self.done.set()
 
 
-async def recover(journal: AttemptJournal, error: Exception) -> None:
+async def recover(journal: AttemptJournal, error: Exception) -> FailingEnding:
     """Recover until the second attempt is concluded."""
     ending = FailingEnding(error)
     with anyio.fail_after(30):
         async with anyio.create_task_group() as tasks:
-            tasks.start_soon(recovery.recover_regularly, journal, ending)
+            tasks.start_soon(recovery.recover_regularly, journal, ending, Outage())
             await ending.done.wait()
             tasks.cancel_scope.cancel()
+    return ending
 
 
 def begin(journal: AttemptJournal, name: str) -> None:
@@ -72,6 +76,20 @@ def test_run_that_cannot_be_ended_holds_up_no_other(
     assert f"could not be ended yet: {type(error).__name__}" in caplog.text
     with journal.abandoned() as left:
         assert [opened.attempt.name for opened in left] == ["first"]
+
+
+@pytest.mark.parametrize("end", ["it ended with exit code 3", None])
+def test_end_that_could_not_be_told_is_told_later(tmp_path: Path, end: str | None) -> None:
+    """How a process ended is kept when the server is away; of others it is not known."""
+    journal = AttemptJournal(tmp_path)
+    with journal.begin(Attempt(name="second", flow_run_id=uuid4(), worker="w")) as opened:
+        assert journal.own() == [opened]
+        if end:
+            opened.note_end(end)
+    assert journal.own() == []
+    with temporary_settings({PREFECT_API_URL: NOWHERE}):
+        ending = anyio.run(recover, journal, RuntimeError())
+    assert ending.reason == (end or recovery.REASON)
 
 
 def test_journal_that_cannot_be_read_is_tried_again(

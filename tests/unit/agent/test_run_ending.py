@@ -22,7 +22,7 @@ def answer(attempt: Attempt) -> httpx.MockTransport:
         id=attempt.flow_run_id,
         flow_id=uuid4(),
         state=Crashed(),
-        labels={"prefect.worker.name": attempt.worker},
+        labels={"prefect.worker.name": attempt.worker, "mlops.attempt": attempt.name},
     )
     return httpx.MockTransport(lambda _: httpx.Response(200, text=run.model_dump_json()))
 
