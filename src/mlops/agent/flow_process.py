@@ -21,6 +21,7 @@ import importlib.abc
 import importlib.machinery
 import importlib.util
 import inspect
+import io
 import json
 import os
 import resource
@@ -273,6 +274,50 @@ def apply_limits(environ: Mapping[str, str]) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (int(limit), int(limit)))
 
 
+class Output(io.FileIO):
+    """Output that is written to nowhere when nobody is left to read it."""
+
+    def write(self, content: Any) -> int:
+        """Write bytes."""
+        try:
+            return super().write(content)
+        except BrokenPipeError:
+            lose_reader()
+            return super().write(content)
+
+
+def lose_reader(*_: object) -> None:
+    """Let this process's output go nowhere."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(nothing, descriptor)
+    os.close(nothing)
+
+
+def outlive_reader() -> None:
+    """Go on when the agent is killed, who reads this process's output.
+
+    The next line would be an error of the flow's, or, of Prefect's log, the end of the process:
+    rich's console exits at a broken pipe.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        stream.flush()
+        raw = Output(stream.fileno(), "wb", closefd=False)
+        buffer = raw if stream.write_through else io.BufferedWriter(raw)
+        own = io.TextIOWrapper(
+            buffer,
+            encoding=stream.encoding,
+            errors=stream.errors,
+            line_buffering=stream.line_buffering,
+            write_through=stream.write_through,
+        )
+        setattr(sys, name, own)
+    with contextlib.suppress(ImportError):
+        console = importlib.import_module("rich.console").Console
+        console.on_broken_pipe = lose_reader
+
+
 def run_engine(folder: str) -> None:
     """Run Prefect's engine as `python -m prefect.engine` does.
 
@@ -280,6 +325,7 @@ def run_engine(folder: str) -> None:
         folder: The current one, as `sys.path` has it for a module that is run.
     """
     apply_limits(os.environ)
+    outlive_reader()
     if file := os.environ.pop(REPORT_VARIABLE, ""):
         atexit.register(report, Path(file))  # called last: the others import, too
     await_server()
