@@ -25,6 +25,7 @@ def agent(platform: Platform, tmp_path: Path) -> Iterator[subprocess.Popen[str]]
         "POOL_NAME": POOL,
         "QUEUE_NAME": QUEUE,
         "MLOPS_CACHE_DIR": str(platform.home / "agent"),
+        "MLOPS_STOP_SECONDS": "600",
         "PREFECT_HOME": str(tmp_path / "prefect"),
     }
     with (tmp_path / "log").open("w+") as log:
@@ -49,7 +50,7 @@ def test_agent_makes_its_pool_and_serves_its_queue_only(
 ) -> None:
     """Pool and queue are made when missing; runs of other queues wait.
 
-    SIGTERM ends it well, and the run that it cuts short is reported.
+    A second SIGTERM ends it at once, and the run that it cuts short is reported.
     """
 
     def queue_exists() -> bool:
@@ -75,6 +76,9 @@ def test_agent_makes_its_pool_and_serves_its_queue_only(
     assert platform.cli("flows", "run", "cut-short").returncode == 0
     deployment_id = servers.deployment("cut-short")["id"]
     wait_for(lambda: servers.flow_runs(deployment_id, types=["RUNNING"]), 60)
+    agent.send_signal(signal.SIGTERM)
+    log = tmp_path / "log"
+    wait_for(lambda: "runs at work have 600 s to end" in log.read_text(), 30)
     agent.send_signal(signal.SIGTERM)
     assert agent.wait(timeout=60) == 0
     (cut,) = servers.flow_runs(deployment_id)

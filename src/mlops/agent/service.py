@@ -1,4 +1,8 @@
-"""The agent as a long-running process: it waits for its server, serves, and stops on a signal."""
+"""The agent as a long-running process: it waits for its server, serves, and stops on a signal.
+
+At the first SIGTERM or SIGINT it takes no more runs, and ends when those at work have ended or the
+time for that is over; at the second it ends at once.
+"""
 
 import asyncio
 import contextlib
@@ -12,7 +16,6 @@ from urllib.parse import quote
 
 import anyio
 import httpx
-from prefect.utilities.processutils import setup_signal_handlers_worker
 
 from mlops import __version__
 from mlops.agent.cores import usable_cores
@@ -35,6 +38,15 @@ from mlops.prefect_api import (
 from mlops.settings import AgentSettings, DataSettings
 from mlops.storage import ObjectStore
 
+# Prefect's settings of runs, unless the agent is told others; its own are read before they are set.
+RUN_SETTINGS = {
+    # How often, in seconds, a run tells that it lives; Prefect takes no less. The server gives up a
+    # run that has been silent for thrice as long when its agent is gone.
+    "PREFECT_FLOWS_HEARTBEAT_FREQUENCY": "30",
+    # How often a request is made again, twice as late each time: for four minutes. Prefect's five
+    # are one minute, after which a run whose end cannot be told is lost.
+    "PREFECT_CLIENT_MAX_RETRIES": "7",
+}
 RETRY_SECONDS = 1.0
 ANSWER_SECONDS = 5.0
 
@@ -64,23 +76,20 @@ def serve(
     with _seen(agent, settings):
         _wait_for_server(settings, printer)
         _check_credentials(settings)
-        _run(agent, printer)
+        _run(agent, settings.mlops_stop_seconds, printer)
 
 
-def _run(agent: Agent, printer: Callable[[str], None]) -> None:
+def _run(agent: Agent, stop_seconds: float, printer: Callable[[str], None]) -> None:
     agent.sweep()
-    # Prefect turns the first SIGTERM into an interrupt, which lets the worker end in good order.
-    # What a shell script starts in the background ignores interrupts, and so do its children.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
-    setup_signal_handlers_worker(os.getpid(), "the agent", printer)
+    for setting, value in RUN_SETTINGS.items():
+        os.environ.setdefault(setting, value)
     with (
         # To run the hooks of a crashed or cancelled run Prefect loads its flow in this process,
         # with the pull step in its working directory: that must be nobody else's.
         tempfile.TemporaryDirectory(prefix="work-") as work,
         contextlib.chdir(work),
-        contextlib.suppress(KeyboardInterrupt),
     ):
-        anyio.run(_work, agent, printer)
+        anyio.run(_work, agent, stop_seconds, printer)
 
 
 @contextlib.contextmanager
@@ -109,18 +118,50 @@ def _name(settings: AgentSettings) -> str:
     return f"agent-{settings.mlops_host_name}{container}-{os.getpid()}"
 
 
-async def _work(agent: Agent, printer: Callable[[str], None]) -> None:
-    """Take runs, and end the ones that have lost their agent."""
+async def _work(agent: Agent, stop_seconds: float, printer: Callable[[str], None]) -> None:
+    """Take runs, and end the ones that have lost their agent, until a signal ends it."""
+    stop = asyncio.create_task(_drain_on_signal(agent, stop_seconds, printer))
     beside = [
+        stop,
         asyncio.create_task(agent.recover_regularly()),
         asyncio.create_task(agent.keep_warm()),
         asyncio.create_task(agent.listen()),
     ]
+    serving = asyncio.create_task(agent.start(printer=printer))
     try:
-        await agent.start(printer=printer)
+        await asyncio.wait((serving, stop), return_when=asyncio.FIRST_COMPLETED)
+        if serving.done():  # only ever by an error
+            await serving
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
     finally:
         for task in beside:
             task.cancel()
+
+
+async def _drain_on_signal(
+    agent: Agent, stop_seconds: float, printer: Callable[[str], None]
+) -> None:
+    """Return when the agent is to end: some time after the first signal, or at the second."""
+    first, second = asyncio.Event(), asyncio.Event()
+
+    def hear() -> None:
+        (second if first.is_set() else first).set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, hear)
+    await first.wait()
+    printer(f"stopping: runs at work have {stop_seconds:g} s to end; a second signal ends them now")
+    drained = asyncio.create_task(agent.drain())
+    at_once = asyncio.create_task(second.wait())
+    try:
+        await asyncio.wait(
+            (drained, at_once), timeout=stop_seconds, return_when=asyncio.FIRST_COMPLETED
+        )
+    finally:
+        drained.cancel()
+        at_once.cancel()
 
 
 def _ensure_pool_and_queue(settings: AgentSettings) -> None:

@@ -167,6 +167,7 @@ def _agent_environment(situation: Situation) -> dict[str, str]:
     return role_environment("agent", credentials, addresses(state.ports)) | {
         "POOL_NAME": state.pool_name,
         "MLOPS_CACHE_DIR": str(home.agent),
+        "MLOPS_STOP_SECONDS": "3",  # somebody waits for it
         "PREFECT_HOME": str(home.agent / "prefect"),
     }
 

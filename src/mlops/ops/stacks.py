@@ -222,6 +222,13 @@ VARIABLES = (
         "Where an agent's metrics are published, as in 0.0.0.0:9464; `127.0.0.1:` is a free port.",
         "127.0.0.1:",
     ),
+    Variable(
+        *("MLOPS_STOP_SECONDS", (AGENT,), Origin.OPTIONAL),
+        "How long runs of a stopped agent may go on, in seconds; and when Docker kills the agent, "
+        "at least 20 s later.",
+        "40",
+    ),
+    Variable("AGENT_STOP_GRACE", (AGENT,), Origin.OPTIONAL, default="1m"),
     *_limits("postgres", SERVER, MEMORY="2g"),
     *_limits("minio", SERVER, MEMORY="2g"),
     *_limits("prefect", SERVER, MEMORY="2g"),
