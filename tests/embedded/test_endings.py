@@ -13,6 +13,7 @@ from embedded.flow_folders import Servers, wait_for, write_flow
 from memory_cgroups import make_memory_cgroup
 
 POOL = "endings-pool"
+MARK = "mlops.attempt"
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 FLOW = """\
 import os, signal, subprocess, sys, time
@@ -167,6 +168,7 @@ class Endings:
         self._servers = servers
         self.folder = folder
         self.ids: dict[str, str] = {}
+        self._attempts: dict[str, set[str | None]] = {}
 
     def register(self, cases: dict[str, Case]) -> None:
         """Write the flows' folders and register them."""
@@ -246,11 +248,19 @@ class Endings:
         )
 
     def processes(self, name: str) -> list[psutil.Process]:
-        """Return the processes of a run, children included."""
+        """Return the processes of a run, children included; of a forked one only its mark shows."""
+        response = self._servers.prefect.get(f"/flow_runs/{self.ids[name]}")
+        if response.is_success:
+            self._attempts.setdefault(name, set()).add(response.json()["labels"].get(MARK))
+        marks = self._attempts.get(name, set()) - {None}
         found = []
         for process in psutil.process_iter():
             try:
-                if process.environ().get("PREFECT__FLOW_RUN_ID") == self.ids[name]:
+                environment = process.environ()
+                if (
+                    environment.get("PREFECT__FLOW_RUN_ID") == self.ids[name]
+                    or environment.get("MLOPS_ATTEMPT") in marks
+                ):
                     found.append(process)
             except (psutil.Error, OSError):
                 continue
@@ -470,6 +480,7 @@ def test_deleted_run_leaves_nothing_open(servers: Servers, ended: Endings) -> No
     ended.register({"deleted": Case(body, "", "", "", [])})
     ended.start("deleted")
     wait_for(lambda: ended.mlflow_runs("deleted"), 90)
+    assert ended.processes("deleted")
     servers.prefect.delete(f"/flow_runs/{ended.ids['deleted']}").raise_for_status()
     for process in ended.processes("deleted"):
         if process.name() != "sleep":
