@@ -61,7 +61,8 @@ async def _recover(opened: OpenAttempt, ending: RunEnding) -> None:
                 taken = run is not None and is_taken_away(run, opened.attempt)
                 if not taken and not (run and run.state and run.state.is_cancelling()):
                     return
-                end = partial(end_processes, opened.attempt, at_once=taken)
+                # What it would still report, such as that it was terminated, is not how it ended.
+                end = partial(end_processes, opened.attempt, at_once=True)
                 await anyio.to_thread.run_sync(end)
                 if taken and run:
                     flow_run_logger(run).warning(TAKEN)
