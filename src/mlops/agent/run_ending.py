@@ -143,6 +143,7 @@ class RunEnding:
             ended = await _tell_prefect(client, flow_run, attempt, reason)
         except ObjectNotFound:  # deleted in the UI
             flow_run = None
+            await anyio.to_thread.run_sync(end_processes, attempt)
         status = MLFLOW_STATUS.get(ended) if ended else "KILLED"
         may_have_logged = not isinstance(reason, ProcessEnd) or reason.may_have_logged
         if status is not None and attempt.pid is not None and may_have_logged:
