@@ -1,4 +1,4 @@
-"""Prefect's process worker, extended at its public `run`.
+"""Prefect's process worker, extended: which runs it takes, and what becomes of each.
 
 A run of one of our deployments gets its code from the host's cache and its packages from an
 environment of its own; every other deployment runs as on an unmodified worker. How a run ended is
@@ -7,26 +7,18 @@ told to Prefect and MLflow for all of them.
 
 import asyncio
 import contextlib
-import dataclasses
-import functools
 import math
-import os
-import threading
-import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack
-from functools import partial
-from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import anyio
 import anyio.abc
 import anyio.to_thread
-from prefect.client.schemas.objects import FlowRun, State, WorkerStatus
+from prefect.client.schemas.objects import FlowRun, WorkerStatus
 from prefect.client.schemas.responses import WorkerFlowRunResponse
 from prefect.exceptions import ObjectNotFound
-from prefect.states import Cancelled, Failed, Scheduled
 from prefect.workers.process import (
     ProcessJobConfiguration,
     ProcessWorker,
@@ -34,51 +26,42 @@ from prefect.workers.process import (
 )
 
 from mlops import lineage
-from mlops.agent import flow_process
 from mlops.agent.activity import Activity
-from mlops.agent.attempts import Attempt, AttemptJournal, OpenAttempt, marks_of
+from mlops.agent.attempts import Attempt, AttemptJournal, marks_of
 from mlops.agent.code_cache import CodeCache
-from mlops.agent.environments import Environment, EnvironmentCache, EnvironmentSpec
+from mlops.agent.environments import Environment, EnvironmentCache
 from mlops.agent.event_stream import EventStream
 from mlops.agent.execution import Execution
-from mlops.agent.flow_starter import FlowStarter
 from mlops.agent.gpu_gate import GpuGate
 from mlops.agent.gpu_leases import GpuLeases
 from mlops.agent.job import (
     AgentJobConfiguration,
     AgentVariables,
     Demands,
-    settings_environment,
 )
 from mlops.agent.late_runs import LateRuns
-from mlops.agent.memory_limit import MemoryLimit, memory_limit
-from mlops.agent.out_of_memory import OutOfMemoryWatch
+from mlops.agent.memory_limit import memory_limit
 from mlops.agent.outage import Outage
 from mlops.agent.overview import StatusSources
 from mlops.agent.pickup import Pickup
 from mlops.agent.prebuilding import Prebuilding
+from mlops.agent.preparation import Preparation, RunServer
 from mlops.agent.recent_answers import RecentAnswers
 from mlops.agent.recovery import recover_regularly
-from mlops.agent.run_context import BundleSource, RunContext, own_environment
-from mlops.agent.run_ending import NO_ANSWER, ProcessEnd, RunEnding
+from mlops.agent.run_context import BundleSource, RunContext
+from mlops.agent.run_ending import RunEnding
 from mlops.agent.run_labels import RunLabels
-from mlops.agent.run_processes import end_processes
-from mlops.agent.run_report import REPORT_FILE, RunReport
 from mlops.agent.status import CacheUses, Slots
+from mlops.agent.supervision import PreparedRun, Supervision, process_environment
 from mlops.agent.turns import Turns
 from mlops.agent.warm_pool import WarmPool
 from mlops.agent.warm_status import warm_statuses
-from mlops.bundles import DAMAGED_STATE, BundleError
-from mlops.errors import MlopsError
 from mlops.heartbeat import Heartbeat
 from mlops.settings import AgentSettings
-from mlops.storage import ObjectStore
 
-CANCEL_POLL_SECONDS = 2.0
 DEPLOYMENT_SECONDS = 2.0
 FLOW_SECONDS = 60.0  # of a flow only the name matters, by which it is known
 STOP_REPORT_SECONDS = 5.0
-LEFTOVERS_SECONDS = 2.0
 DRAIN_POLL_SECONDS = 0.1
 
 
@@ -130,10 +113,11 @@ class Agent(ProcessWorker):
         self._attempts = AttemptJournal(settings.mlops_cache_dir)
         self._ending = RunEnding(settings)
         self.activity = Activity()
+        self._preparation = Preparation(settings, self._code, self._environments, self._warm.memory)
+        self._supervision = Supervision(self._ending, self._environments, self._warm, self.activity)
         self.heartbeat = Heartbeat(settings)
         self._outage = Outage()
         self._has_met_server = False
-        self._store = functools.cache(partial(ObjectStore, settings))
         self._asking = anyio.Lock()
         self._has_pool = asyncio.Event()
         self._turns = Turns(self.name)
@@ -207,10 +191,6 @@ class Agent(ProcessWorker):
 
         Source of the contract: `prefect.workers.base.BaseWorker._give_worker_labels_to_flow_run`.
         """
-
-    def _labels_of(self, flow_run: FlowRun) -> RunLabels:
-        logger = self.get_flow_run_logger(flow_run)
-        return RunLabels(self.client, flow_run.id, self._worker_labels, logger.warning)
 
     @property
     def _worker_labels(self) -> lineage.Labels:
@@ -312,7 +292,7 @@ class Agent(ProcessWorker):
 
     def _prepare_environment(self, environment: Environment, modules: Sequence[str]) -> None:
         self._warm.memory.declare(environment, modules)
-        self._warm.prepare(environment, _process_environment(environment))
+        self._warm.prepare(environment, process_environment(environment))
 
     async def listen(self) -> None:
         """Take up runs as soon as the server tells of them, for as long as the agent lives."""
@@ -336,6 +316,7 @@ class Agent(ProcessWorker):
 
         Source of the contract: `prefect.workers.base.BaseWorker.run`.
         """
+        server = RunServer(self.client, self._work_pool, self.get_flow_run_logger(flow_run))
         deployment = (
             await self.client.read_deployment(flow_run.deployment_id)
             if flow_run.deployment_id
@@ -359,9 +340,15 @@ class Agent(ProcessWorker):
             )
             try:
                 async with AsyncExitStack() as stack:
-                    labels = await stack.enter_async_context(self._labels_of(flow_run))
+                    labels = await stack.enter_async_context(
+                        RunLabels(
+                            self.client, flow_run.id, self._worker_labels, server.logger.warning
+                        )
+                    )
                     labels.tell_soon(context.labels)
-                    prepared = await self._prepare(context, configuration, stack)
+                    prepared = await self._preparation.prepare(
+                        context, configuration, stack, server
+                    )
                     if isinstance(prepared, RunContext):
                         labels.tell(prepared.labels)
                         variables = prepared.environment(self._settings, given=configuration.env)
@@ -369,8 +356,9 @@ class Agent(ProcessWorker):
                         limit = stack.enter_context(
                             memory_limit(prepared.memory_bytes, opened.attempt)
                         )
-                        return await self._run_process(
-                            prepared, opened, configuration, labels, task_status, limit=limit
+                        run = PreparedRun(prepared, opened, configuration, labels, limit, server)
+                        return await self._supervision.run(
+                            run, task_status, execution=self._execution, stock=super().run
                         )
                     await self.client.set_flow_run_state(flow_run.id, prepared, force=True)
                     self.activity.note_outcome(flow_run.id, prepared.type)
@@ -381,254 +369,7 @@ class Agent(ProcessWorker):
             except anyio.get_cancelled_exc_class():
                 # The agent is being stopped, and the run's process with it.
                 with anyio.move_on_after(STOP_REPORT_SECONDS, shield=True):
-                    await self._conclude(flow_run, opened, "the agent was stopped")
+                    reason = "the agent was stopped"
+                    await self._supervision.conclude(server, flow_run, opened, reason)
                 raise
         return ProcessWorkerResult(status_code=0, identifier="taken-away")
-
-    async def _run_process(
-        self,
-        context: RunContext,
-        opened: OpenAttempt,
-        configuration: ProcessJobConfiguration,
-        labels: RunLabels,
-        task_status: anyio.abc.TaskStatus[int] | None,
-        *,
-        limit: MemoryLimit | None,
-    ) -> ProcessWorkerResult:
-        """Leave the process to Prefect, and the run's end to nobody else."""
-        flow_run = context.flow_run
-        memory = OutOfMemoryWatch()
-        configuration.env |= limit.environment if limit else {}
-        watchers: list[asyncio.Task[None]] = []
-
-        async def watch(pid: int) -> None:
-            await memory.watch(pid)
-            await anyio.sleep(LEFTOVERS_SECONDS)
-            await self._end_leftovers(opened.attempt)
-
-        def notice(pid: int) -> None:
-            opened.note_process(pid)
-            self.activity.note_process(flow_run.id, pid)
-            watchers.append(asyncio.create_task(watch(pid)))
-            if limit:
-                limit.apply(pid)
-                watchers.append(asyncio.create_task(limit.watch(pid)))
-
-        noticed = _StartNotice(notice, task_status)
-        try:
-            result = await (
-                self._run_in_environment(flow_run, configuration, context.packages, noticed)
-                if context.packages and isinstance(configuration, AgentJobConfiguration)
-                else super().run(flow_run, configuration, noticed)
-            )
-        finally:
-            for watcher in watchers:
-                watcher.cancel()
-        await labels.told()
-        end = ProcessEnd(
-            result.status_code,
-            memory.struck,
-            limit.verdict if limit else None,
-            may_have_logged=RunReport.read(_report_file(configuration)).may_have_logged,
-            fault=await self._environment_fault(context, result.status_code),
-        )
-        await self._conclude(flow_run, opened, end)
-        return result
-
-    async def _environment_fault(self, context: RunContext, status_code: int) -> str:
-        """Say in the run's log, and return in one line, if its environment is what failed it."""
-        if context.packages is None:
-            return ""
-        judge = partial(self._environments.judge, context.packages, status_code)
-        fault = await anyio.to_thread.run_sync(judge)
-        if not fault:
-            return ""
-        self.get_flow_run_logger(context.flow_run).error("%s", fault)
-        return f"{fault.splitlines()[0]} (see the run's log)"
-
-    async def _run_in_environment(
-        self,
-        flow_run: FlowRun,
-        configuration: AgentJobConfiguration,
-        environment: Environment,
-        task_status: anyio.abc.TaskStatus[int],
-    ) -> ProcessWorkerResult:
-        """Run a flow of ours; what it imports is there already the next time."""
-        logger = self.get_flow_run_logger(flow_run)
-        configuration.env[flow_process.REPORT_VARIABLE] = str(_report_file(configuration))
-        warm = self._warm.want(environment, _process_environment(environment))
-        try:
-            return await self._execution.run(
-                flow_run,
-                lambda channel: FlowStarter(
-                    configuration,
-                    warm,
-                    self._warm,
-                    channel,
-                    logger.info,
-                    note_start=partial(self.activity.note_start, flow_run.id),
-                ),
-                task_status,
-            )
-        finally:
-            report = RunReport.read(_report_file(configuration))
-            if self._warm.memory.learn(environment, report.modules):
-                self._warm.refresh(environment)
-
-    async def _end_leftovers(self, attempt: Attempt) -> None:
-        """End the children of a process that is gone, unless its flow has completed.
-
-        Prefect's worker waits until the last of them lets go of the output that it reads: a run
-        that was killed would stay Running as long.
-        """
-        while True:
-            with contextlib.suppress(*NO_ANSWER):  # asked again soon
-                if not await self._has_completed(attempt):
-                    await anyio.to_thread.run_sync(end_processes, attempt)
-                return
-            await anyio.sleep(CANCEL_POLL_SECONDS)
-
-    async def _has_completed(self, attempt: Attempt) -> bool:
-        try:
-            state = (await self.client.read_flow_run(attempt.flow_run_id)).state
-        except ObjectNotFound:  # deleted in the UI
-            return False
-        return state is not None and state.is_completed()
-
-    async def _conclude(
-        self, flow_run: FlowRun, opened: OpenAttempt, reason: str | ProcessEnd
-    ) -> None:
-        try:
-            ended = await self._ending.conclude(self.client, opened, reason)
-            self.activity.note_outcome(flow_run.id, ended)
-        except NO_ANSWER as error:
-            opened.note_end(f"{reason}, while the server was away")
-            self.get_flow_run_logger(flow_run).warning(
-                "the run's end could not be reported and will be, later: %s", error
-            )
-
-    async def _prepare(
-        self, context: RunContext, configuration: ProcessJobConfiguration, stack: AsyncExitStack
-    ) -> RunContext | State[None]:
-        """Make a run ready; if that fails, return the state that it gets instead."""
-        try:
-            demands = Demands.of(context.flow_run, context.deployment, self._work_pool)
-        except MlopsError as error:
-            return Failed(message=str(error).splitlines()[0])
-        if demands.gpus != len(context.gpus.devices):
-            return Scheduled(message="the GPUs that were kept for it went to another run")
-        context = dataclasses.replace(context, memory_bytes=demands.memory)
-        if (
-            context.source is None
-            or not isinstance(configuration, AgentJobConfiguration)
-            or configuration.has_own_command  # the user's choice of how it runs
-        ):
-            return context
-        prepared: RunContext | State[None]
-        began = time.monotonic()
-        try:
-            prepared = await self._bring_code_and_packages(
-                context, context.source, configuration, stack
-            )
-        except MlopsError as error:
-            self.get_flow_run_logger(context.flow_run).error("%s", error)
-            prepared = Failed(
-                name=DAMAGED_STATE if isinstance(error, BundleError) else None,
-                message=f"{str(error).splitlines()[0]} (see the run's log)",
-            )
-        # Of a run that starts at once the server itself refuses the start.
-        is_late = time.monotonic() - began > CANCEL_POLL_SECONDS
-        if is_late and await self._is_cancelling(context.flow_run):
-            return Cancelled(message="cancelled before it started")
-        return prepared
-
-    async def _bring_code_and_packages(
-        self,
-        context: RunContext,
-        source: BundleSource,
-        configuration: AgentJobConfiguration,
-        stack: AsyncExitStack,
-    ) -> RunContext:
-        """Bring code and environment to this host and point the run's process at them."""
-        store = self._store(source.bucket)
-        folder, manifest = await anyio.to_thread.run_sync(self._code.ensure, store, source.prefix)
-        spec = EnvironmentSpec(
-            folder=folder,
-            requirements=manifest.needs.requirements,
-            python=manifest.needs.python,
-            torch_backend=self._settings.torch_backend,
-        )
-        stack.enter_context(self._code.lease(folder))
-        logger = self.get_flow_run_logger(context.flow_run)
-        environment = await self._build_environment(context.flow_run, spec, logger.info)
-        stack.enter_context(self._environments.lease(environment))
-        self._warm.memory.declare(environment, manifest.needs.warm)
-        view = await stack.enter_async_context(
-            self._code.private_view(folder, parent=configuration.working_dir)
-        )
-        configuration.working_dir = view
-        configuration.use_command([str(environment.python), flow_process.__file__])
-        configuration.env |= own_environment(environment)
-        # The code is here already: the engine loads it instead of running the pull step.
-        configuration.env["PREFECT__FLOW_ENTRYPOINT"] = context.entrypoint(view)
-        return dataclasses.replace(context, packages=environment)
-
-    async def _build_environment(
-        self, flow_run: FlowRun, spec: EnvironmentSpec, log: Callable[[str], None]
-    ) -> Environment:
-        """Build in a thread; uv is stopped when the run is cancelled or the agent stopped."""
-        cancel = threading.Event()
-
-        async def watch() -> None:
-            while not cancel.is_set():
-                await anyio.sleep(CANCEL_POLL_SECONDS)
-                with contextlib.suppress(*NO_ANSWER):  # asked again soon
-                    if await self._is_cancelling(flow_run):
-                        cancel.set()
-
-        watcher = asyncio.create_task(watch())
-        try:
-            return await anyio.to_thread.run_sync(
-                partial(self._environments.ensure, spec, log, cancel=cancel),
-                abandon_on_cancel=True,
-            )
-        except anyio.get_cancelled_exc_class():
-            cancel.set()
-            raise
-        finally:
-            watcher.cancel()
-
-    async def _is_cancelling(self, flow_run: FlowRun) -> bool:
-        state = (await self.client.read_flow_run(flow_run.id)).state
-        return state is not None and state.is_cancelling()
-
-
-def _report_file(configuration: ProcessJobConfiguration) -> Path:
-    return Path(configuration.working_dir or "").parent / REPORT_FILE
-
-
-def _process_environment(environment: Environment) -> dict[str, str]:
-    """Return what a process in an environment finds set, without what is a run's own."""
-    variables = {**os.environ, **own_environment(environment), **settings_environment()}
-    return {name: value for name, value in variables.items() if value is not None}
-
-
-class _StartNotice:
-    """Prefect's notice that a run's process was started, overheard.
-
-    Args:
-        notice: Is given the process's number.
-        task_status: To whom the notice goes.
-    """
-
-    def __init__(
-        self, notice: Callable[[int], None], task_status: anyio.abc.TaskStatus[int] | None
-    ) -> None:
-        self._notice = notice
-        self._task_status = task_status
-
-    def started(self, value: Any = None) -> None:
-        """Pass the notice on."""
-        self._notice(value)
-        if self._task_status is not None:
-            self._task_status.started(value)
