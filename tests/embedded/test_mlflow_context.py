@@ -9,14 +9,14 @@ from embedded.conftest import Platform
 from embedded.flow_folders import Servers
 from uv import find_uv_bin
 
-from mlops.agent import flow_process
+from mlops.agent import mlflow_context
 
 SCRIPT = """\
 import sys
 sys.path.insert(0, sys.argv[1])
-import flow_process
+import mlflow_context
 sys.path.pop(0)
-flow_process.extend_mlflow(flow_process.read_context)
+mlflow_context.extend_mlflow(mlflow_context.read_context)
 import mlflow
 
 print(mlflow.__version__)
@@ -47,7 +47,7 @@ def test_mlflow_of_years_ago_is_extended_too(platform: Platform, tmp_path: Path)
     subprocess.run([*install, *pins], check=True, env=os.environ | {"UV_SYSTEM_CERTS": "true"})
     context = {"mlops.attempt": "this one", "mlops.agent_host": "here"}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, Path(flow_process.__file__).parent],
+        [sys.executable, "-c", SCRIPT, Path(mlflow_context.__file__).parent],
         env=platform.environment("agent")
         | {"PYTHONPATH": str(packages), "MLFLOW_RUN_CONTEXT": json.dumps(context)},
         stdout=subprocess.PIPE,

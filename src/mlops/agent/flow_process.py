@@ -1,11 +1,6 @@
-"""The start of a flow's process: Prefect's engine, with MLflow's run context made complete.
+"""A flow's process from its first moment to Prefect's engine.
 
-MLflow puts the tags in MLFLOW_RUN_CONTEXT on the runs that `mlflow.start_run` makes. From here
-`MlflowClient().create_run` does so too, and `mlflow.start_run` puts the attempt's tag on a run that
-has ended and is resumed: by that tag the agent ends what the process leaves open. A run that is
-open when it is resumed stays with whoever has opened it.
-
-A limit of memory is applied before anything else.
+A limit of memory is applied before anything else, and the run outlives the reader of its output.
 
 A flow may import `mlops.data`, though our package is not among those of its environment.
 
@@ -16,11 +11,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import functools
 import importlib.abc
 import importlib.machinery
 import importlib.util
-import inspect
 import io
 import json
 import os
@@ -35,13 +28,14 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from types import ModuleType
 
-    Context = Callable[[], Mapping[str, str]]  # returns the tags of the moment
+if TYPE_CHECKING or __package__:
+    from mlops.agent import mlflow_context
+else:  # as a script
+    import mlflow_context  # beside this file
 
-ATTEMPT_TAG = "mlops.attempt"  # as in `mlops.lineage`, which cannot be imported here
-OPEN = {"RUNNING", "SCHEDULED"}
 ENGINE = "prefect.engine"
 SERVER_SECONDS = 600.0
 CONNECT_SECONDS = 5.0
@@ -49,118 +43,6 @@ RETRY_SECONDS = 0.5
 REPORT_VARIABLE = "MLOPS_REPORT_FILE"
 MEMORY_LIMIT_VARIABLE = "MLOPS_MEMORY_LIMIT_BYTES"
 MEMORY_GROUP_VARIABLE = "MLOPS_MEMORY_GROUP"  # the file through which a process joins a cgroup
-
-
-def adding_tags(
-    function: Callable[..., Any], tags_for: Callable[[Mapping[str, Any]], Mapping[str, str]]
-) -> Callable[..., Any]:
-    """Return a function that gives another one more tags; its caller's own win.
-
-    Args:
-        function: Has a parameter `tags`.
-        tags_for: Returns the tags for a call, from its arguments by name.
-    """
-    signature = inspect.signature(function)
-
-    @functools.wraps(function)
-    def call(*arguments: Any, **named: Any) -> Any:
-        given = signature.bind(*arguments, **named)
-        own = given.arguments.get("tags") or {}
-        given.arguments["tags"] = {**tags_for(given.arguments), **own}
-        return function(*given.args, **given.kwargs)
-
-    return call
-
-
-def extend_client(module: ModuleType, context: Context) -> None:
-    """Let `MlflowClient.create_run` set the tags.
-
-    Args:
-        module: `mlflow.tracking.client`.
-        context: The run context.
-    """
-    client = module.MlflowClient
-    client.create_run = adding_tags(client.create_run, lambda _: context())
-
-
-def extend_fluent(module: ModuleType, context: Context) -> None:
-    """Let `start_run` put the attempt's tag on a run that it opens again.
-
-    Args:
-        module: `mlflow.tracking.fluent`.
-        context: The run context.
-    """
-
-    def tags_for(arguments: Mapping[str, Any]) -> Mapping[str, str]:
-        run_id = arguments.get("run_id") or os.environ.get("MLFLOW_RUN_ID")
-        if not run_id or module.MlflowClient().get_run(run_id).info.status in OPEN:
-            return {}
-        return {key: value for key, value in context().items() if key == ATTEMPT_TAG}
-
-    vars(module)["start_run"] = adding_tags(module.start_run, tags_for)
-
-
-class MlflowUse:
-    """Whether this process has spoken to an MLflow server."""
-
-    STORE = "mlflow.store.tracking.rest_store"
-
-    def __init__(self) -> None:
-        self._is_watched = False
-        self._is_seen = False
-
-    def watch(self, module: ModuleType) -> None:
-        """Notice when a client is made.
-
-        Args:
-            module: `mlflow.store.tracking.rest_store`.
-        """
-        make = module.RestStore.__init__
-
-        @functools.wraps(make)
-        def notice(store: Any, *arguments: Any, **named: Any) -> None:
-            self._is_seen = True
-            make(store, *arguments, **named)
-
-        module.RestStore.__init__ = notice
-        self._is_watched = True
-
-    @property
-    def is_possible(self) -> bool:
-        """Whether it may have; no only where that is certain."""
-        return self._is_seen or (self.STORE in sys.modules and not self._is_watched)
-
-
-MLFLOW_USE = MlflowUse()
-
-
-class Extensions(importlib.abc.MetaPathFinder):
-    """Extends modules when they are imported, if they are.
-
-    Args:
-        extend: What is done to a module, by its name.
-    """
-
-    def __init__(self, extend: Mapping[str, Callable[[ModuleType], None]]) -> None:
-        self._extend = extend
-
-    def find_spec(
-        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> importlib.machinery.ModuleSpec | None:
-        """Find a module that is to be extended."""
-        if fullname not in self._extend:
-            return None
-        spec = importlib.machinery.PathFinder.find_spec(fullname, path, target)
-        if spec and spec.loader:
-            execute = spec.loader.exec_module
-
-            def execute_and_extend(module: ModuleType) -> None:
-                execute(module)
-                with contextlib.suppress(AttributeError):  # an MLflow that is built otherwise
-                    self._extend[fullname](module)
-
-            spec.loader.exec_module = execute_and_extend  # type: ignore[method-assign]
-        return spec
 
 
 class OurPackage(importlib.abc.MetaPathFinder):
@@ -177,32 +59,6 @@ class OurPackage(importlib.abc.MetaPathFinder):
         return importlib.util.spec_from_file_location(
             fullname, folder / "__init__.py", submodule_search_locations=[str(folder)]
         )
-
-
-def read_context() -> Mapping[str, str]:
-    """Return the agent's run context; nothing if the deployment or the run has its own.
-
-    It is read at every run that is made: a pull of data adds to it.
-    """
-    with contextlib.suppress(ValueError):
-        tags = json.loads(os.environ.get("MLFLOW_RUN_CONTEXT", ""))
-        if isinstance(tags, dict) and ATTEMPT_TAG in tags:
-            return tags
-    return {}
-
-
-def extend_mlflow(context: Context) -> None:
-    """Extend MLflow, now or when it is imported.
-
-    Args:
-        context: The run context.
-    """
-    extend: dict[str, Callable[[ModuleType], None]] = {
-        "mlflow.tracking.client": functools.partial(extend_client, context=context),
-        "mlflow.tracking.fluent": functools.partial(extend_fluent, context=context),
-        MlflowUse.STORE: MLFLOW_USE.watch,
-    }
-    sys.meta_path.insert(0, Extensions(extend))
 
 
 def had_children() -> bool:
@@ -228,7 +84,10 @@ def report(file: Path) -> None:
         if (getattr(module, "__file__", None) or "").startswith(packages)
         and getattr(getattr(module, "__spec__", None), "name", "") == name
     ]
-    content = {"modules": modules, "may_have_logged": MLFLOW_USE.is_possible or had_children()}
+    content = {
+        "modules": modules,
+        "may_have_logged": mlflow_context.MLFLOW_USE.is_possible or had_children(),
+    }
     with contextlib.suppress(OSError):
         file.write_text(json.dumps(content))
 
@@ -341,8 +200,8 @@ def main() -> None:
     """Be a flow's process."""
     if not getattr(sys.flags, "safe_path", False):
         del sys.path[0]  # this script's own folder
-    if read_context():
-        extend_mlflow(read_context)
+    if mlflow_context.read_context():
+        mlflow_context.extend_mlflow(mlflow_context.read_context)
     run_engine(os.getcwd())  # noqa: PTH109
 
 

@@ -19,7 +19,8 @@ from prefect.runner._starter_engine import EngineCommandStarter
 from mlops.agent.job import AgentJobConfiguration, settings_environment
 from mlops.agent.status import StartKind
 from mlops.agent.warm_pool import WarmEnvironment, WarmPool
-from mlops.agent.warm_server import ForkRequest, WarmProcess, WarmStartError
+from mlops.agent.warm_process import WarmProcess, WarmStartError
+from mlops.agent.warm_server import ForkRequest
 
 STOP_SECONDS = 5.0
 # What the interpreter, the loader and libraries read when they start: too late in a process that

@@ -22,172 +22,30 @@ import atexit
 import contextlib
 import ctypes
 import gc
-import importlib
 import json
 import os
 import random
 import select
 import signal
 import socket
-import ssl
 import sys
 import tempfile
 import threading
 import time
-import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from mlops.agent import flow_process
-else:
-    import flow_process  # beside this file
+    from mlops.agent import flow_process, imports_ahead, mlflow_context
+else:  # beside this file
+    import flow_process
+    import imports_ahead
+    import mlflow_context
 
 # What runs of one agent may not share: the place of the mark is reserved in this process's first
 # environment, where /proc shows it, and is written over in each run's process.
 MARK = "MLOPS_ATTEMPT"
-# What the engine needs. Not the engine itself, which is run as a program.
-BASE_MODULES = (
-    "prefect.flow_engine",
-    "prefect._internal.control_listener",
-    "prefect._internal.metrics",
-    "prefect.events.worker",
-)
-# jemalloc, which pyarrow brings along, sets itself up anew in a fork (`jemalloc_postfork_child`).
-FORK_AWARE = {"jemalloc_bg_thd"}
-CONTEXTS = 4
 DESCRIPTORS = 4  # request, standard output, standard error, life line
-
-
-def resident_bytes() -> int:
-    """Return the memory that this process occupies now."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
-
-
-def other_threads() -> int:
-    """Return how many threads there are besides this one and those that outlive a fork well."""
-    count = -1
-    for number in os.listdir("/proc/self/task"):  # noqa: PTH208  # called for each module
-        with contextlib.suppress(OSError):
-            name = Path(f"/proc/self/task/{number}/comm").read_text().strip()
-            count += name not in FORK_AWARE
-    return count
-
-
-def uses_gpu() -> bool:
-    """Return whether a GPU's driver is open here; a fork cannot use it any more."""
-    for name in os.listdir("/proc/self/fd"):  # noqa: PTH208  # called for each module
-        with contextlib.suppress(OSError):
-            if os.readlink(f"/proc/self/fd/{name}").startswith("/dev/nvidia"):  # noqa: PTH115
-                return True
-    return False
-
-
-def fork() -> int:
-    """Fork without the warning of Python 3.12 about threads, for which `unfit` has looked."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)
-        return os.fork()
-
-
-def unfit() -> str:
-    """Say why this process must not be forked any more; empty: it may."""
-    if threading.active_count() > 1:
-        return "starts threads"
-    if uses_gpu():
-        return "opens the GPU"
-    if other_threads():
-        # Some libraries (OpenBLAS) end their threads before a fork and start them anew.
-        pid = fork()
-        if pid == 0:
-            os._exit(0)
-        os.waitpid(pid, 0)
-        if other_threads():
-            return "starts threads"
-    return ""
-
-
-def import_ahead(names: list[str], *, limit_seconds: float, limit_bytes: int) -> dict[str, str]:
-    """Import modules, as long as there is time and memory.
-
-    Args:
-        names: What to import, in this order.
-        limit_seconds: No further one is begun after so long.
-        limit_bytes: Nor above so much memory of this process.
-
-    Returns:
-        The ones that are not here to stay, by name, with the reason. When one makes this process
-        unfit for forking, it is the last of them, and begins with `!`.
-    """
-    began = time.monotonic()
-    skipped: dict[str, str] = {}
-    for name in names:
-        if name in sys.modules:
-            continue
-        if time.monotonic() - began > limit_seconds:
-            skipped[name] = "no time left"
-            continue
-        if resident_bytes() > limit_bytes:
-            skipped[name] = "no memory left"
-            continue
-        try:
-            importlib.import_module(name)
-        except BaseException as error:  # noqa: BLE001  # whatever a module does when it is imported
-            skipped[name] = f"cannot be imported: {type(error).__name__}: {error}"
-            continue
-        if reason := unfit():
-            skipped[name] = f"!{reason}"
-            break
-    return skipped
-
-
-def complete_models() -> None:
-    """Let pydantic finish what it puts off until a model of Prefect's is first used."""
-    base = getattr(sys.modules.get("pydantic"), "BaseModel", None)
-    pending = list(base.__subclasses__()) if base else []
-    while pending:
-        model = pending.pop()
-        pending += model.__subclasses__()
-        if not model.__pydantic_complete__ and model.__module__.startswith("prefect."):
-            with contextlib.suppress(Exception):  # some are never complete
-                model.model_rebuild(raise_errors=False)
-
-
-class ContextsAhead:
-    """TLS contexts that are made before they are asked for, each given out once.
-
-    Prefect makes one for every client, also where it speaks plain HTTP: four for a run, which take
-    25 ms of a core each, for reading the certificates.
-
-    Args:
-        count: How many of them.
-    """
-
-    def __init__(self, count: int) -> None:
-        self._make = ssl.create_default_context
-        self._cafile: str | None = None
-        self._known: tuple[float, int] | None = None
-        with contextlib.suppress(ImportError, OSError):
-            self._cafile = importlib.import_module("certifi").where()
-            self._known = self._state()
-        self._contexts = [self._make(cafile=self._cafile) for _ in range(count)]
-
-    def install(self) -> None:
-        """Give them out from now on."""
-        if self._known:
-            ssl.create_default_context = self.create
-
-    def create(self, *arguments: Any, **options: Any) -> ssl.SSLContext:
-        """Return a context as `ssl.create_default_context` does."""
-        is_ours = not arguments and options == {"cafile": self._cafile}
-        if is_ours and self._contexts and self._state() == self._known:
-            return self._contexts.pop()
-        return self._make(*arguments, **options)
-
-    def _state(self) -> tuple[float, int]:
-        status = os.stat(str(self._cafile))  # noqa: PTH116
-        return status.st_mtime, status.st_size
 
 
 class Mark:
@@ -205,6 +63,26 @@ class Mark:
     def write(self, mark: str) -> None:
         """Show a mark in /proc, where another process looks for it."""
         ctypes.memmove(self._address, mark.encode()[: self._length], self._length)
+
+
+class PrefectSettings:
+    """Prefect's settings, as this process has read them when it imported Prefect."""
+
+    def __init__(self) -> None:
+        self._variables = self._now()
+
+    @staticmethod
+    def _now() -> dict[str, str]:
+        return {k: v for k, v in os.environ.items() if k.startswith("PREFECT_") and "__" not in k}
+
+    def read_anew(self) -> None:
+        """Let Prefect read them again if they are others now: a deployment may set its own."""
+        if self._now() == self._variables:
+            return
+        sys.modules["prefect.context"].refresh_global_settings_context()
+        configuration = sys.modules["prefect.logging.configuration"]
+        configuration.PROCESS_LOGGING_CONFIG.clear()
+        configuration.setup_logging()
 
 
 class Run:
@@ -230,6 +108,7 @@ class ForkServer:
     def __init__(self, control: socket.socket) -> None:
         self._control = control
         self._mark = Mark()
+        self._settings = PrefectSettings()
         self._runs: dict[int, Run] = {}
         self._poll = select.poll()
         self._poll.register(control, select.POLLIN)
@@ -261,7 +140,7 @@ class ForkServer:
 
     def _fork(self, descriptors: list[int]) -> bool:
         """Fork; return whether this is the new process."""
-        pid = fork()
+        pid = imports_ahead.fork()
         if pid == 0:
             self._control.close()
             for other in self._runs:
@@ -282,6 +161,7 @@ class ForkServer:
         os.environ.clear()
         os.environ.update(request["environment"])
         forget_parent()
+        self._settings.read_anew()
 
 
 def forget_parent() -> None:
@@ -295,19 +175,6 @@ def forget_parent() -> None:
         numpy_random.seed()
     if process := sys.modules.get("multiprocessing.process"):
         process.current_process().authkey = os.urandom(32)
-    prefect_settings_anew()
-
-
-def prefect_settings_anew() -> None:
-    """Let Prefect read its settings again: a deployment may set some of its own."""
-    before = prefect_settings_anew.__dict__.get("known")
-    now = {k: v for k, v in os.environ.items() if k.startswith("PREFECT_") and "__" not in k}
-    if now == before:
-        return
-    sys.modules["prefect.context"].refresh_global_settings_context()
-    configuration = sys.modules["prefect.logging.configuration"]
-    configuration.PROCESS_LOGGING_CONFIG.clear()
-    configuration.setup_logging()
 
 
 def take_descriptors(descriptors: list[int]) -> tuple[dict[str, Any], int]:
@@ -378,31 +245,26 @@ def main() -> None:
     server = ForkServer(control)
     if not getattr(sys.flags, "safe_path", False):
         del sys.path[0]  # this script's own folder
-    flow_process.extend_mlflow(flow_process.read_context)
+    mlflow_context.extend_mlflow(mlflow_context.read_context)
     began = time.monotonic()
-    for name in BASE_MODULES:
-        with contextlib.suppress(ImportError):  # not in every version
-            importlib.import_module(name)
-    prefect_settings_anew.__dict__["known"] = {
-        k: v for k, v in os.environ.items() if k.startswith("PREFECT_") and "__" not in k
-    }
-    skipped = import_ahead(
+    imports_ahead.import_base()
+    skipped = imports_ahead.import_ahead(
         plan["modules"],
         limit_seconds=plan["limit_seconds"],
         limit_bytes=plan["limit_bytes"],
     )
-    broken = next((reason for reason in skipped.values() if reason.startswith("!")), "") or unfit()
+    is_fit = not any(reason.startswith("!") for reason in skipped.values())
+    is_fit = is_fit and not imports_ahead.unfit()
     server.say(
-        ready=not broken,
+        ready=is_fit,
         skipped=skipped,
         loaded=sorted({name.partition(".")[0] for name in sys.modules}),
         refreshable=hasattr(sys.modules["prefect.context"], "refresh_global_settings_context"),
         seconds=time.monotonic() - began,
     )
-    if broken:
+    if not is_fit:
         return
-    complete_models()
-    ContextsAhead(CONTEXTS).install()
+    imports_ahead.make_ahead()
     gc.collect()
     gc.freeze()  # a run's collections leave the pages of what is here shared
     random.seed()

@@ -17,7 +17,8 @@ from prefect.logging import get_logger
 
 from mlops.agent.environments import Environment, EnvironmentCache, EnvironmentGoneError
 from mlops.agent.learned_modules import LearnedModules, ModuleMemory
-from mlops.agent.warm_server import Readiness, WarmServer, WarmStartError
+from mlops.agent.warm_process import WarmStartError
+from mlops.agent.warm_server import Readiness, WarmServer
 
 QUIET_SECONDS = 1.0  # without a start of a run, before a process is warmed
 PATIENCE_SECONDS = 30.0  # after so long it is warmed although runs start all the time

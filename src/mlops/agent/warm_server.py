@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import json
 import os
-import signal
 import socket
 import sys
 import time
@@ -17,18 +16,14 @@ import psutil
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from mlops.agent.run_processes import ATTEMPT_VARIABLE
+from mlops.agent.warm_process import WarmProcess, WarmStartError
 
 PROGRAM = Path(__file__).with_name("fork_server.py")
 START_SECONDS = 120.0  # until a server must be ready
 FORK_SECONDS = 5.0  # until a run must have started; a fork takes milliseconds
-LAST_WORD_SECONDS = 1.0
 STOP_SECONDS = 5.0
 NO_MARK = "0" * 32  # as long as an attempt's name; written over in each run's process
 CHUNK = 1 << 16
-
-
-class WarmStartError(Exception):
-    """A run could not be started the warm way; the message says why."""
 
 
 class Readiness(BaseModel):
@@ -73,51 +68,6 @@ class ForkRequest:
     environment: Mapping[str, str]
     folder: str
     stream_output: bool
-
-
-class WarmProcess:
-    """A run's process that a fork server has made.
-
-    Args:
-        pid: Its number.
-        life_line: On which it says how it ends.
-    """
-
-    def __init__(self, pid: int, life_line: asyncio.StreamReader) -> None:
-        self.pid = pid
-        self.returncode: int | None = None
-        self._life_line = life_line
-        self._descriptor = os.pidfd_open(pid)
-        self._gone = asyncio.Event()
-        asyncio.get_running_loop().add_reader(self._descriptor, self._notice_end)
-        # What its parent says; None: that is gone.
-        self.status: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-
-    def _notice_end(self) -> None:
-        asyncio.get_running_loop().remove_reader(self._descriptor)
-        os.close(self._descriptor)
-        self._gone.set()
-
-    async def wait(self) -> int:
-        """Wait for its end; return its exit code, or the negative number of its signal.
-
-        Its parent tells. If that is gone, the process has told itself, or was killed.
-        """
-        await self._gone.wait()
-        with contextlib.suppress(TimeoutError):
-            self.returncode = await asyncio.wait_for(asyncio.shield(self.status), FORK_SECONDS)
-        if self.returncode is not None:
-            return self.returncode
-        line = b""
-        with contextlib.suppress(TimeoutError):  # its children may hold the other end
-            line = await asyncio.wait_for(self._life_line.readline(), LAST_WORD_SECONDS)
-        self.returncode = int(line) if line.strip().isdigit() else -signal.SIGKILL
-        return self.returncode
-
-    def signal_group(self, number: int) -> None:
-        """Send a signal to the run's process and all that it has started in its group."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self.pid, number)
 
 
 class WarmServer:

@@ -1,7 +1,7 @@
 import pytest
 
 from mlops import lineage
-from mlops.agent import flow_process
+from mlops.agent import mlflow_context
 from mlops.agent.run_context import MLFLOW_CONTEXT_VARIABLE
 
 
@@ -22,9 +22,9 @@ def test_context_of_another_is_left_to_mlflow(
     monkeypatch.delenv(MLFLOW_CONTEXT_VARIABLE, raising=False)
     if value is not None:
         monkeypatch.setenv(MLFLOW_CONTEXT_VARIABLE, value)
-    assert bool(flow_process.read_context()) == expected
+    assert bool(mlflow_context.read_context()) == expected
 
 
 def test_mark_is_the_agents() -> None:
     """The script, which can import nothing of ours, knows the attempt's tag by its name."""
-    assert flow_process.ATTEMPT_TAG == lineage.ATTEMPT
+    assert mlflow_context.ATTEMPT_TAG == lineage.ATTEMPT
