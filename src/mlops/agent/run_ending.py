@@ -61,6 +61,9 @@ REFUSED_MEMORY = re.compile(
     r"(?<!OutOf)MemoryError|Cannot allocate memory|[Uu]nable to allocate|can't allocate memory"
     "|bad_alloc|can't start new thread"
 )
+# Prefect's worker looks 3 s after its signal whether the process is gone.
+CANCEL_TRIES = 20
+CANCEL_RETRY_SECONDS = 0.5
 LOG_PAGE = 200
 LOG_TRIES = 10
 LOG_RETRY_SECONDS = 0.3
@@ -217,6 +220,7 @@ async def _tell_prefect(
         return None
     if isinstance(reason, str) and (ended := await _tell_loss(client, flow_run, attempt, reason)):
         return ended
+    flow_run = await _after_cancellation(client, flow_run)
     await release_retries(client, flow_run)
     state = (
         memory_state(flow_run, reason)
@@ -229,6 +233,20 @@ async def _tell_prefect(
     if state and (state.is_crashed() or state.is_cancelled()):
         await anyio.to_thread.run_sync(end_processes, attempt)
     return state.type if state else None
+
+
+async def _after_cancellation(client: PrefectClient, flow_run: FlowRun) -> FlowRun:
+    """Let Prefect's worker end a cancelled run: it has hooks to run first.
+
+    Returns:
+        The run as it is then.
+    """
+    for _ in range(CANCEL_TRIES):
+        if not (flow_run.state and flow_run.state.is_cancelling()):
+            break
+        await anyio.sleep(CANCEL_RETRY_SECONDS)
+        flow_run = await client.read_flow_run(flow_run.id)
+    return flow_run
 
 
 async def _tell_loss(
