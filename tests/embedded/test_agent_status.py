@@ -90,7 +90,9 @@ def test_run_is_seen_while_it_runs_and_counted_when_it_has_ended(
     for name in ("environments", "code"):
         assert caches[name]["entries"] >= 1
         assert now["mlops_agent_cache_size_bytes", name] == caches[name]["size_bytes"] > 0
-    assert now["mlops_agent_cache_misses_total", "code"] == caches["code"]["misses"] >= 1
+    for use in ("hits", "misses"):
+        assert now[f"mlops_agent_cache_{use}_total", "code"] == caches["code"][use]
+    assert caches["code"]["hits"] + caches["code"]["misses"] >= 1
     counts = {each["outcome"]: each["runs"] for each in status["outcomes"]}
     former = {each["outcome"]: each["runs"] for each in before["outcomes"]}
     assert counts["completed"] > former["completed"]

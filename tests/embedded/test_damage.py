@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from embedded.conftest import Platform
 from embedded.flow_folders import Servers, wait_for, write_flow
+from embedded.own_agent import own_agent
 from embedded.registered import CRON, MANIFEST, assert_registered, prefix_of
 
+POOL = "damage-pool"
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 LARGE_BYTES = 100 << 10
 IN_PARTS_BYTES = 9 << 20
@@ -90,14 +92,18 @@ def test_damaged_code_is_refused_and_mended(
     for name in damages:
         more, files = CRON.format(minute=1), {"data.txt": "some data"}
         folders[name] = write_flow(
-            tmp_path / f"hurt-{name}", "print('whole')", more=more, files=files
+            tmp_path / "flows" / f"hurt-{name}",
+            "print('whole')",
+            more=more,
+            files=files,
+            pool=POOL,
         )
     # Whose ETags are believed, until an agent has read them.
     (folders["rotten-large"] / "large.bin").write_bytes(os.urandom(LARGE_BYTES))
     for name in ("in-parts", "rotten-parts"):
         (folders[name] / "large.bin").write_bytes(os.urandom(IN_PARTS_BYTES))
     for _ in range(2):  # the server remembers the ETags that it has shown
-        assert platform.cli("flows", "register", str(tmp_path)).returncode == 0
+        assert platform.cli("flows", "register", str(tmp_path / "flows")).returncode == 0
     keys = {
         name: f"{prefix_of(servers.deployment(folders[name].name))}/{damages[name][0]}"
         for name in damages
@@ -105,31 +111,35 @@ def test_damaged_code_is_refused_and_mended(
     for name, (_, _, damage) in damages.items():
         damage(keys[name])
 
-    names = [folder.name for folder in folders.values()]
-    failed = run_all(servers, names)
-    for name, (_, what, _) in damages.items():
-        run = failed[f"hurt-{name}"]
-        assert (run["state_type"], run["state_name"]) == ("FAILED", "CodeDamaged"), run["state"]
-        assert f"s3://prefect/{keys[name].rstrip('/')}: {what}" in run["state"]["message"]
-        # The log's last lines arrive after the final state.
-        wait_for(lambda: "register the flow again" in servers.log(run["id"]), 15)  # noqa: B023
+    # Only now: an agent brings code to its host when it is registered.
+    cache = tmp_path / "agent"
+    cache.mkdir()
+    with own_agent(platform, POOL, cache):
+        names = [folder.name for folder in folders.values()]
+        failed = run_all(servers, names)
+        for name, (_, what, _) in damages.items():
+            run = failed[f"hurt-{name}"]
+            assert (run["state_type"], run["state_name"]) == ("FAILED", "CodeDamaged"), run["state"]
+            assert f"s3://prefect/{keys[name].rstrip('/')}: {what}" in run["state"]["message"]
+            # The log's last lines arrive after the final state.
+            wait_for(lambda: "register the flow again" in servers.log(run["id"]), 15)  # noqa: B023
 
-    done = platform.cli("flows", "register", str(tmp_path))
-    assert done.returncode == 0, done.stderr
-    for folder in folders.values():
-        assert f"{folder.name}/{folder.name}: repaired" in done.stdout
-        assert_registered(servers, folder)
-    settled = platform.cli("flows", "register", str(tmp_path), "--json")
-    assert {row["action"] for row in json.loads(settled.stdout)} == {"unchanged"}
-    # Of each kind of object one: the code, data, what has several parts, the manifest.
-    some = [
-        "hurt-other-bytes",
-        "hurt-deleted",
-        "hurt-in-parts",
-        "hurt-manifest",
-        "hurt-rotten-large",
-    ]
-    again = run_all(servers, some)
-    assert {name: run["state_type"] for name, run in again.items()} == dict.fromkeys(
-        some, "COMPLETED"
-    )
+        done = platform.cli("flows", "register", str(tmp_path / "flows"))
+        assert done.returncode == 0, done.stderr
+        for folder in folders.values():
+            assert f"{folder.name}/{folder.name}: repaired" in done.stdout
+            assert_registered(servers, folder)
+        settled = platform.cli("flows", "register", str(tmp_path / "flows"), "--json")
+        assert {row["action"] for row in json.loads(settled.stdout)} == {"unchanged"}
+        # Of each kind of object one: the code, data, what has several parts, the manifest.
+        some = [
+            "hurt-other-bytes",
+            "hurt-deleted",
+            "hurt-in-parts",
+            "hurt-manifest",
+            "hurt-rotten-large",
+        ]
+        again = run_all(servers, some)
+        assert {name: run["state_type"] for name, run in again.items()} == dict.fromkeys(
+            some, "COMPLETED"
+        )

@@ -12,6 +12,8 @@ from embedded.conftest import Platform
 from embedded.flow_folders import Servers, wait_for, write_flow
 from embedded.registered import MANIFEST
 
+from mlops.scheduler.job_variables import OURS
+
 DOCUMENT = Path(__file__).parents[2] / "docs" / "flow-yaml.md"
 # A block that is meant to be wrong comes after this mark, its mistakes in a text block below it.
 BLOCK = re.compile(
@@ -145,7 +147,7 @@ def test_example_arrives_on_the_server(
         "gpus": content.get("gpus", 0),
         "warm": content.get("warm", []),
     }
-    assert deployment["job_variables"] == {key: content[key] for key in ["late"] if key in content}
+    assert deployment["job_variables"] == {key: content[key] for key in OURS if key in content}
     limit = deployment["global_concurrency_limit"]
     assert (limit and limit["limit"]) == content.get("concurrency_limit")
 

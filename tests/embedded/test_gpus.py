@@ -111,7 +111,7 @@ def test_runs_have_gpus_to_themselves(
     """
     folder = tmp_path / "flows"
     signature = 'until: str = ""'
-    for name, more in (("one", "gpus: 1\n"), ("asks-nothing", "")):
+    for name, more in (("one-gpu", "gpus: 1\n"), ("asks-nothing", "")):
         write_flow(folder / name, BODY, more=more, pool=POOL, signature=signature)
     assert platform.cli("flows", "register", str(folder)).returncode == 0
     agent = host.start_agent("first")
@@ -130,13 +130,13 @@ def test_runs_have_gpus_to_themselves(
             host.start("asks-nothing", **wrong)
 
     until = tmp_path / "enough"
-    first, second = host.start("one", until=until), host.start("one", until=until)
+    first, second = host.start("one-gpu", until=until), host.start("one-gpu", until=until)
     assert {host.sees(first), host.sees(second)} == {"0", "1"}
     assert host.run(first)["labels"]["mlops.gpu"] in ("0: NVIDIA H100", "1: NVIDIA L4")
     third = host.start("asks-nothing", gpus=2)
     too_many = host.start("asks-nothing", gpus=3)
     assert host.sees(host.start("asks-nothing")) == ""
-    assert host.sees(host.start("one", gpus=0)) == ""
+    assert host.sees(host.start("one-gpu", gpus=0)) == ""
     wait_for(lambda: "first: waits for 2 GPUs: other runs have 2" in host.servers.log(third), 60)
     wait_for(lambda: "asks for 3 GPUs, and this agent has 2" in host.servers.log(too_many), 60)
     assert host.run(third)["state_type"] == host.run(too_many)["state_type"] == "SCHEDULED"
@@ -149,14 +149,14 @@ def test_runs_have_gpus_to_themselves(
     until.unlink()
 
     # A run goes on without its agent, and keeps its device from the next one's.
-    kept = host.start("one", until=until)
+    kept = host.start("one-gpu", until=until)
     device = host.sees(kept)
     agent.kill()
     agent.wait()
     host.start_agent("second")
-    other = host.start("one", until=until)
+    other = host.start("one-gpu", until=until)
     assert {device, host.sees(other)} == {"0", "1"}
-    waiting = host.start("one")
+    waiting = host.start("one-gpu")
     psutil.Process(int(host.run(kept)["infrastructure_pid"])).kill()
     assert host.sees(waiting) == device
 
@@ -164,7 +164,7 @@ def test_runs_have_gpus_to_themselves(
     host.describe({"GPU-a": TWO["GPU-a"] | {"pids": [1]}, "GPU-b": TWO["GPU-b"]})
     until.touch()
     wait_for(lambda: host.run(other)["state_type"] == "COMPLETED", 60)
-    assert host.sees(host.start("one")) == "1"
+    assert host.sees(host.start("one-gpu")) == "1"
 
 
 def test_unmodified_worker_runs_deployments_that_ask_for_gpus(

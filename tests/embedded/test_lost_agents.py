@@ -160,7 +160,7 @@ class World:
     def start(self, name: str) -> Started:
         """Start a run of a flow, with a gate of its own."""
         gate = self.folder / f"gate-{len(self._runs)}"
-        deployment = self.servers.deployment(name)
+        deployment = self.servers.deployment(f"lost-{name}")
         response = self.servers.prefect.post(
             f"/deployments/{deployment['id']}/create_flow_run",
             json={
@@ -218,9 +218,9 @@ def world(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Itera
     try:
         wait = "import os; " + WAIT.format(gate="GATE").replace("'GATE'", "os.environ['GATE']")
         for name, case in CASES.items():
-            path = write_flow(world.folder / "flows" / name, "pass", pool=case.pool)
+            path = write_flow(world.folder / "flows" / f"lost-{name}", "pass", pool=case.pool)
             start, body = (wait, "pass") if case.in_import else ("", wait)
-            text = FLOW.format(name=name, retries=case.retries, start=start, body=body)
+            text = FLOW.format(name=f"lost-{name}", retries=case.retries, start=start, body=body)
             (path / "flow.py").write_text(text)
         first, *others = (
             f"{dt.datetime.now(dt.UTC) + dt.timedelta(seconds=seconds):%Y%m%dT%H%M%S}"

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -233,6 +234,12 @@ def register(platform: Platform, folder: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def _heed_signals() -> None:
+    """Undo what a shell in the background hands on, as the platform's supervisor does."""
+    for number in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(number, signal.SIG_DFL)
+
+
 @contextmanager
 def stock_worker(platform: Platform, folder: Path) -> Iterator[Path]:
     """Run Prefect's own worker, as its makers ship it but for how often it asks; yield its log."""
@@ -249,6 +256,7 @@ def stock_worker(platform: Platform, folder: Path) -> Iterator[Path]:
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
+            preexec_fn=_heed_signals,  # noqa: PLW1509  # nothing here has threads
         )
     try:
         yield folder / "log"

@@ -31,6 +31,7 @@ from mlops.settings import AgentSettings
 from mlops.storage import ObjectStore
 
 CANCEL_POLL_SECONDS = 2.0
+QUICK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ class Preparation:
                 message=f"{str(error).splitlines()[0]} (see the run's log)",
             )
         # Of a run that starts at once the server itself refuses the start.
-        is_late = time.monotonic() - began > CANCEL_POLL_SECONDS
+        is_late = time.monotonic() - began > QUICK_SECONDS
         if is_late and await server.is_cancelling(context.flow_run):
             return Cancelled(message="cancelled before it started")
         return prepared
