@@ -132,7 +132,7 @@ def _requests(platform: Platform, flows: Flows, agents: Agents) -> dict[int, flo
                 names.append(f"counted-{len(names)}")
                 agents.start(names[-1], OURS, api=proxy.api, slots=2)
             announce(f"{count} agents take single runs")
-            time.sleep(45)  # each agent knows the others by then
+            time.sleep(35)  # each agent knows the others by then
             for _ in range(3):
                 flows.first_line_seconds(deployment)
             idle = _count(proxy, lambda: time.sleep(20)) / 20
