@@ -140,6 +140,19 @@ class Flows:
         """Return how often each of some runs was begun."""
         return [run.run_count for run in self._runs(numbers)]
 
+    def seconds_between(self, numbers: Sequence[str]) -> float:
+        """Return the time from the first one's begin to the last one's end."""
+        runs = self._runs(numbers)
+        begun = min(run.start_time for run in runs if run.start_time)
+        ended = max(run.end_time for run in runs if run.end_time)
+        return (ended - begun).total_seconds()
+
+    def pause(self, pool: str, *, is_paused: bool) -> None:
+        """Let a pool's runs wait, or go on."""
+        from prefect.client.schemas.actions import WorkPoolUpdate  # noqa: PLC0415
+
+        self.client.update_work_pool(pool, WorkPoolUpdate(is_paused=is_paused))
+
     def _runs(self, numbers: Sequence[str]) -> "list[FlowRun]":
         from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId  # noqa: PLC0415
 

@@ -20,6 +20,7 @@ class Pickup:
     Args:
         turns: Of the agents.
         ask: Asks for runs, and takes them.
+        resume: Takes runs of the last answer, if there are any, and returns whether.
         free_slots: Returns how many more runs the agent may take.
     """
 
@@ -27,12 +28,15 @@ class Pickup:
         self,
         turns: Turns,
         ask: Callable[[], Awaitable[object]],
+        resume: Callable[[], Awaitable[bool]],
         free_slots: Callable[[], float],
     ) -> None:
         self._turns = turns
         self._ask = ask
+        self._resume = resume
         self._free_slots = free_slots
         self._due: dict[UUID, float] = {}  # by the monotonic clock
+        self._has_slot = False
         self._changed = asyncio.Event()
         self._last_asked = 0.0
 
@@ -49,8 +53,13 @@ class Pickup:
         self._due.pop(flow_run_id, None)
 
     def now(self) -> None:
-        """Ask as soon as possible: something may have been missed, or a slot is free."""
+        """Ask as soon as possible: something may have been missed."""
         self._due[UUID(int=0)] = 0.0
+        self._changed.set()
+
+    def slot_is_free(self) -> None:
+        """Take a run that waits for a slot."""
+        self._has_slot = True
         self._changed.set()
 
     @property
@@ -82,7 +91,13 @@ class Pickup:
             now = time.monotonic()
             if any(at <= now for at in self._due.values()):
                 self._due = {run: at for run, at in self._due.items() if at > now}
+                self._has_slot = False
                 if self._free_slots() > 0:
+                    await self._ask()
+                continue
+            if self._has_slot:
+                self._has_slot = False
+                if self._free_slots() > 0 and not await self._resume():
                     await self._ask()
                 continue
             wait = min(self._due.values(), default=now + POLL_SECONDS) - now

@@ -28,6 +28,7 @@ from prefect.workers.process import (
 from mlops import lineage
 from mlops.agent.activity import Activity
 from mlops.agent.attempts import Attempt, AttemptJournal, marks_of
+from mlops.agent.backlog import Backlog
 from mlops.agent.code_cache import CodeCache
 from mlops.agent.environments import Environment, EnvironmentCache
 from mlops.agent.event_stream import EventStream
@@ -118,10 +119,14 @@ class Agent(ProcessWorker):
         self.heartbeat = Heartbeat(settings)
         self._outage = Outage()
         self._has_met_server = False
+        self._is_draining = False
         self._asking = anyio.Lock()
         self._has_pool = asyncio.Event()
         self._turns = Turns(self.name)
-        self._pickup = Pickup(self._turns, self._ask_for_runs, self._free_slots)
+        self._backlog = Backlog()
+        self._pickup = Pickup(
+            self._turns, self._ask_for_runs, self._take_from_backlog, self._free_slots
+        )
         self._prebuilding = Prebuilding(
             *(settings, self._code, self._environments),
             has_slot=lambda: self._free_slots() > 0,
@@ -129,7 +134,7 @@ class Agent(ProcessWorker):
         )
         self._events = EventStream(
             waiting=self._pickup.waiting,
-            taken=self._pickup.taken,
+            taken=self._note_taken,
             deployment_changed=self._prebuilding.deployment_changed,
             connected=self._pickup.now,
         )
@@ -144,8 +149,8 @@ class Agent(ProcessWorker):
         self._gates: list[Gate] = [
             self._pickup.admit,
             LateRuns(lambda: self.client).admit,
-            GpuGate(gpus, self._read_demands, self._free_slots, self._tell).admit,
         ]
+        self._gpu_gate = GpuGate(gpus, self._read_demands, self._free_slots, self._tell)
 
     @property
     def slots(self) -> Slots:
@@ -178,7 +183,7 @@ class Agent(ProcessWorker):
         Source of the contract: `prefect.workers.base.BaseWorker._release_limit_slot`.
         """
         super()._release_limit_slot(flow_run_id)
-        self._pickup.now()
+        self._pickup.slot_is_free()
 
     async def _propose_submitting_state(self, flow_run: FlowRun) -> None:
         """Leave a run Pending, which says as much, until its process says Running.
@@ -235,11 +240,31 @@ class Agent(ProcessWorker):
         for admit in self._gates:
             if runs:
                 runs = await admit(runs)
-        taken = await super()._submit_scheduled_flow_runs([offered[run.id] for run in runs])
-        for run in runs:
-            if run.id not in self._submitting_flow_run_ids:  # no slot was free
-                self._gpus.cancel_reservation(run.id)
+        self._backlog.keep([offered[run.id] for run in runs], is_new=True)
+        return await self._submit([offered[run.id] for run in runs])
+
+    async def _take_from_backlog(self) -> bool:
+        async with self._asking:
+            with self._outage.bridged():
+                return bool(not self._is_draining and await self._submit(self._backlog.take()))
+        return False
+
+    async def _submit(self, offered: list[WorkerFlowRunResponse]) -> list[FlowRun]:
+        """Submit as many runs as there are slots and GPUs for, and keep the others in mind."""
+        runs = [each.flow_run for each in offered]
+        admitted = {run.id for run in await self._gpu_gate.admit(runs)} if runs else set()
+        taken = await super()._submit_scheduled_flow_runs(
+            [each for each in offered if each.flow_run.id in admitted]
+        )
+        for run_id in admitted - self._submitting_flow_run_ids:  # no slot was free
+            self._gpus.cancel_reservation(run_id)
+        left = [e for e in offered if e.flow_run.id not in self._submitting_flow_run_ids]
+        self._backlog.keep(left, is_new=False)
         return taken
+
+    def _note_taken(self, flow_run_id: UUID) -> None:
+        self._pickup.taken(flow_run_id)
+        self._backlog.forget(flow_run_id)
 
     async def _submit_run(self, flow_run: FlowRun) -> None:
         """Submit a run, and free what was kept for it if somebody else was quicker."""
@@ -286,6 +311,7 @@ class Agent(ProcessWorker):
         async def leave(_: list[FlowRun]) -> list[FlowRun]:
             return []
 
+        self._is_draining = True
         self._gates.insert(0, leave)
         while self.limiter.borrowed_tokens:  # noqa: ASYNC110  # which tells nobody of its changes
             await anyio.sleep(DRAIN_POLL_SECONDS)
