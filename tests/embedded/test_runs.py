@@ -214,7 +214,14 @@ def test_run_cancelled_while_its_environment_is_built(
     platform: Platform, servers: Servers, tmp_path: Path
 ) -> None:
     """A cancel during the build ends the run as Cancelled, without starting it."""
-    folder = write_flow(tmp_path / "unwanted", "pass", files={"requirements.txt": "six==1.14.0\n"})
+    # A package whose build does not end by itself.
+    (tmp_path / "unwanted" / "endless").mkdir(parents=True)
+    files = {
+        "requirements.txt": "./endless\n",
+        "endless/pyproject.toml": '[build-system]\nrequires = ["setuptools"]\n',
+        "endless/setup.py": "import time\n\ntime.sleep(3600)\n",
+    }
+    folder = write_flow(tmp_path / "unwanted", "pass", files=files)
     assert platform.cli("flows", "register", str(folder)).returncode == 0
     runs = Runs(servers, ["unwanted"])
     runs.line("unwanted", "building for requirements.txt")
