@@ -1,21 +1,16 @@
 """Agents under test and their peer: who runs the same flows, on work pools of their own."""
 
 import os
-import socket
 import sys
-import threading
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from measure import announce, wait_until
-from platform_under_test import Platform
-from stock import StockServers
-
-from mlops.local.home import HOST
+from platform_under_test import Platform, open_folder, own_platform
+from stock import StockServers, stock_servers
 
 if TYPE_CHECKING:
     from prefect.client.orchestration import SyncPrefectClient
@@ -215,56 +210,17 @@ class Agents:
         wait_until(lambda: log.read_text().count(": warm in ") >= count, f"{name} is warm")
 
 
-class CountingProxy:
-    """Stands before the Prefect server and counts the requests that pass.
-
-    Args:
-        upstream: The server's address.
-    """
-
-    def __init__(self, upstream: str) -> None:
-        parts = urlsplit(upstream)
-        self._upstream = (parts.hostname or "", parts.port or 80)
-        self._listener = socket.create_server((HOST, 0), backlog=256)
-        self.api = f"http://{HOST}:{self._listener.getsockname()[1]}/api"
-        self.requests = 0
-        self._lock = threading.Lock()
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        """Take no further connections."""
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with suppress(OSError):  # closed
-            while True:
-                client, _ = self._listener.accept()
-                server = socket.create_connection(self._upstream)
-                for source, target, counts in ((client, server, True), (server, client, False)):
-                    threading.Thread(
-                        target=self._pass_on, args=(source, target, counts), daemon=True
-                    ).start()
-
-    def _pass_on(self, source: socket.socket, target: socket.socket, counts: bool) -> None:
-        with suppress(OSError):
-            while block := source.recv(1 << 16):
-                if counts and b" HTTP/1.1\r\n" in block:
-                    with self._lock:
-                        self.requests += block.count(b" HTTP/1.1\r\n")
-                target.sendall(block)
-        for each in (source, target):
-            with suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-
-
 @contextmanager
-def counting_proxy(upstream: str) -> Iterator[CountingProxy]:
-    """Count the requests to a server for as long as the context lasts."""
-    proxy = CountingProxy(upstream)
-    try:
-        yield proxy
-    finally:
-        proxy.close()
+def agents_under_test() -> Iterator[tuple[Platform, Flows, Agents]]:
+    """Start a platform whose own agent is stopped, and leave nothing running."""
+    with (
+        open_folder() as folder,
+        own_platform(folder) as platform,
+        stock_servers(folder) as servers,
+    ):
+        platform.run("local", "up")
+        platform.stop("agent")
+        yield platform, Flows(platform), Agents(platform, servers)
 
 
 def warm_up(flows: Flows, agents: Agents, name: str, pools: Sequence[str]) -> None:

@@ -13,10 +13,8 @@ import random
 import statistics
 import time
 
-from agents import OURS, STOCK, WHO, Agents, Flows, warm_up
+from agents import OURS, STOCK, WHO, agents_under_test, warm_up
 from measure import Findings, Measure, Ratio, announce, compare, run_bench
-from platform_under_test import open_folder, own_platform
-from stock import stock_servers
 
 POLL_INTERVAL_SECONDS = 10.0  # PREFECT_WORKER_QUERY_SECONDS, as it comes
 HEAVY = ["pandas", "sklearn.ensemble", "mlflow"]
@@ -32,14 +30,7 @@ def bench(rounds: int, torch: bool) -> Findings:  # an option of the command lin
     """
     moments = random.Random(0)  # noqa: S311  # no secret
     taken: dict[tuple[str, str], list[float]] = {}
-    with (
-        open_folder() as folder,
-        own_platform(folder) as platform,
-        stock_servers(folder) as servers,
-    ):
-        platform.run("local", "up")
-        platform.stop("agent")
-        flows, agents = Flows(platform), Agents(platform, servers)
+    with agents_under_test() as (_, flows, agents):
         for pool in (OURS, STOCK):
             agents.start(pool, pool)
         flows.write("empty", [OURS, STOCK])

@@ -7,89 +7,19 @@ start of Prefect in a new process.
 """
 
 import os
-import re
-import socket
 import statistics
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
-from typing import NamedTuple
-from urllib.parse import urlsplit
 
 import httpx
-from agents import OURS, Agents, Flows, warm_up
+from agents import OURS, agents_under_test, warm_up
 from measure import Findings, Measure, announce, run_bench
-from platform_under_test import open_folder, own_platform
-from stock import stock_servers
+from tracing import Passage, tracing_proxy
 
-from mlops.local.home import HOST
-
-_REQUEST = re.compile(rb"(GET|POST|PATCH|PUT|DELETE) (/\S*) HTTP/1\.1\r\n")
-_NUMBERS = re.compile(r"[0-9a-f]{8}-[0-9a-f-]{27}")
 MILLISECONDS = 1e3
 FLOOR_ROUNDS = 50
-
-
-class Passage(NamedTuple):
-    """One request that passed; times in seconds since the epoch."""
-
-    name: str
-    asked: float
-    answered: float
-
-
-class TracingProxy:
-    """Stands before the Prefect server and notes the requests that pass.
-
-    Args:
-        upstream: The server's address.
-    """
-
-    def __init__(self, upstream: str) -> None:
-        parts = urlsplit(upstream)
-        self._upstream = (parts.hostname or "", parts.port or 80)
-        self.listener = socket.create_server((HOST, 0), backlog=256)
-        self.api = f"http://{HOST}:{self.listener.getsockname()[1]}/api"
-        self.passages: list[Passage] = []
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def _accept(self) -> None:
-        with suppress(OSError):  # closed
-            while True:
-                client, _ = self.listener.accept()
-                server = socket.create_connection(self._upstream)
-                for each in (client, server):
-                    each.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                waiting: list[tuple[str, float]] = []
-                for act in (self._ask, self._answer):
-                    threading.Thread(
-                        target=act, args=(client, server, waiting), daemon=True
-                    ).start()
-
-    def _ask(
-        self, client: socket.socket, server: socket.socket, waiting: list[tuple[str, float]]
-    ) -> None:
-        with suppress(OSError):
-            while block := client.recv(1 << 16):
-                if match := _REQUEST.match(block):
-                    path = _NUMBERS.sub("…", match[2].decode()).partition("?")[0]
-                    waiting.append((f"{match[1].decode()} {path}", time.time()))
-                server.sendall(block)
-            server.shutdown(socket.SHUT_RDWR)
-
-    def _answer(
-        self, client: socket.socket, server: socket.socket, waiting: list[tuple[str, float]]
-    ) -> None:
-        with suppress(OSError):
-            while block := server.recv(1 << 16):
-                if waiting and block.startswith(b"HTTP/1.1"):
-                    name, asked = waiting.pop(0)
-                    self.passages.append(Passage(name, asked, time.time()))
-                client.sendall(block)
-            client.shutdown(socket.SHUT_RDWR)
 
 
 def bench(rounds: int) -> Findings:
@@ -98,16 +28,9 @@ def bench(rounds: int) -> Findings:
     Args:
         rounds: How often.
     """
-    with (
-        open_folder() as folder,
-        own_platform(folder) as platform,
-        stock_servers(folder) as servers,
-    ):
-        platform.run("local", "up")
-        platform.stop("agent")
-        flows, agents = Flows(platform), Agents(platform, servers)
+    with agents_under_test() as (platform, flows, agents):
         environment = platform.environment("agent")
-        with _tracing_proxy(environment["PREFECT_API_URL"]) as proxy:
+        with tracing_proxy(environment["PREFECT_API_URL"]) as proxy:
             agents.start(OURS, OURS, api=proxy.api)
             flows.write("empty", [OURS])
             warm_up(flows, agents, "empty", [OURS])
@@ -177,15 +100,6 @@ def _floors(api: str) -> list[Measure]:
         _measure("floor: a fork of a process with Prefect, and its end", forking),
         _measure("floor: a new process that imports Prefect", starting),
     ]
-
-
-@contextmanager
-def _tracing_proxy(upstream: str) -> Iterator[TracingProxy]:
-    proxy = TracingProxy(upstream)
-    try:
-        yield proxy
-    finally:
-        proxy.listener.close()
 
 
 if __name__ == "__main__":

@@ -12,11 +12,12 @@ import argparse
 import os
 import signal
 import time
+from collections.abc import Callable
 
-from agents import OURS, SLOTS, STOCK, WHO, Agents, Flows, counting_proxy, warm_up
+from agents import OURS, SLOTS, STOCK, WHO, Agents, Flows, agents_under_test, warm_up
 from measure import Findings, Measure, Ratio, announce, compare, run_bench
-from platform_under_test import Platform, open_folder, own_platform
-from stock import stock_servers
+from platform_under_test import Platform
+from tracing import TracingProxy, tracing_proxy
 
 RUNS = 160
 STOCK_RUNS = 24
@@ -34,14 +35,7 @@ def bench(rounds: int, quick: bool) -> Findings:  # an option
         rounds: How often.
         quick: Whether to leave the rest out.
     """
-    with (
-        open_folder() as folder,
-        own_platform(folder) as platform,
-        stock_servers(folder) as servers,
-    ):
-        platform.run("local", "up")
-        platform.stop("agent")
-        flows, agents = Flows(platform), Agents(platform, servers)
+    with agents_under_test() as (platform, flows, agents):
         for pool in (OURS, STOCK):
             agents.start(pool, pool)
         flows.write("empty", [OURS, STOCK])
@@ -132,7 +126,7 @@ def _requests(platform: Platform, flows: Flows, agents: Agents) -> dict[int, flo
     agents.stop(OURS)
     requests = {}
     deployment = flows.deployment("empty", OURS)
-    with counting_proxy(platform.environment("agent")["PREFECT_API_URL"]) as proxy:
+    with tracing_proxy(platform.environment("agent")["PREFECT_API_URL"]) as proxy:
         names: list[str] = []
         for count in (1, 4, 16):
             while len(names) < count:
@@ -153,10 +147,10 @@ def _requests(platform: Platform, flows: Flows, agents: Agents) -> dict[int, flo
     return requests
 
 
-def _count(proxy: object, act: object) -> int:
-    before = proxy.requests  # type: ignore[attr-defined]
-    act()  # type: ignore[operator]
-    return int(proxy.requests - before)  # type: ignore[attr-defined]
+def _count(proxy: TracingProxy, act: Callable[[], object]) -> int:
+    before = proxy.requests
+    act()
+    return proxy.requests - before
 
 
 def _findings(rates: dict[str, list[float]], memory: dict[str, list[float]]) -> Findings:

@@ -18,16 +18,13 @@ def try_lock(path: Path, *, create: bool = False) -> Iterator[bool]:
     Raises:
         FileNotFoundError: It is missing.
     """
-    descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
-    try:
+    with _opened(path, create=create) as descriptor:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             yield False
         else:
             yield True
-    finally:
-        os.close(descriptor)
 
 
 @contextlib.contextmanager
@@ -44,9 +41,15 @@ def share_lock(path: Path, *, create: bool = False) -> Iterator[int]:
     Raises:
         FileNotFoundError: It is missing.
     """
+    with _opened(path, create=create) as descriptor:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield descriptor
+
+
+@contextlib.contextmanager
+def _opened(path: Path, *, create: bool) -> Iterator[int]:
     descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o600)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH)
         yield descriptor
     finally:
         os.close(descriptor)

@@ -27,16 +27,14 @@ class Backlog:
         self._runs: list[WorkerFlowRunResponse] = []
         self._asked = 0.0
 
-    def keep(self, runs: Sequence[WorkerFlowRunResponse], *, is_new: bool) -> None:
-        """Keep what is left of an answer.
-
-        Args:
-            runs: In the server's order.
-            is_new: Whether the server has just given it.
-        """
+    def fill(self, runs: Sequence[WorkerFlowRunResponse]) -> None:
+        """Begin with what the server has just answered, in its order."""
         self._runs = list(runs)
-        if is_new:
-            self._asked = self._clock()
+        self._asked = self._clock()
+
+    def keep(self, runs: Sequence[WorkerFlowRunResponse]) -> None:
+        """Keep what is left of it."""
+        self._runs = list(runs)
 
     def forget(self, flow_run_id: UUID) -> None:
         """Drop a run that waits no more."""

@@ -7,7 +7,6 @@ to cancellations. That is a good part of a short run's time, and of the server's
 import contextlib
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass
-from types import TracebackType
 from typing import Self
 
 import anyio
@@ -54,12 +53,7 @@ class Execution:
         await self._tasks.__aenter__()
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         """End what was shared; no run is left."""
         self._tasks.cancel_scope.cancel()
         await self._tasks.__aexit__(None, None, None)

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Callable
-from types import TracebackType
 from typing import Self
 from uuid import UUID
 
@@ -41,12 +40,7 @@ class RunLabels:
         """Begin to tell."""
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
         """Wait for what is being told; when the run is stopped, no more."""
         if kind is None:
             await self.told()

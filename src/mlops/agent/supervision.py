@@ -128,12 +128,15 @@ class Supervision:
         finally:
             for watcher in watchers:
                 watcher.cancel()
+        report = RunReport.read(_report_file(configuration))
+        if context.packages and self._warm.memory.learn(context.packages, report.modules):
+            self._warm.refresh(context.packages)
         await run.labels.told()
         end = ProcessEnd(
             result.status_code,
             memory.struck,
             limit.verdict if limit else None,
-            may_have_logged=RunReport.read(_report_file(configuration)).may_have_logged,
+            may_have_logged=report.may_have_logged,
             fault=await self._environment_fault(run, result.status_code),
         )
         await self.conclude(run.server, flow_run, run.opened, end)
@@ -158,27 +161,22 @@ class Supervision:
         task_status: anyio.abc.TaskStatus[int],
         execution: Execution,
     ) -> ProcessWorkerResult:
-        """Run a flow of ours; what it imports is there already the next time."""
+        """Run a flow of ours, from a warm process if there is one."""
         flow_run = run.context.flow_run
         configuration.env[flow_process.REPORT_VARIABLE] = str(_report_file(configuration))
         warm = self._warm.want(environment, process_environment(environment))
-        try:
-            return await execution.run(
-                flow_run,
-                lambda channel: FlowStarter(
-                    configuration,
-                    warm,
-                    self._warm,
-                    channel,
-                    run.server.logger.info,
-                    note_start=partial(self._activity.note_start, flow_run.id),
-                ),
-                task_status,
-            )
-        finally:
-            report = RunReport.read(_report_file(configuration))
-            if self._warm.memory.learn(environment, report.modules):
-                self._warm.refresh(environment)
+        return await execution.run(
+            flow_run,
+            lambda channel: FlowStarter(
+                configuration,
+                warm,
+                self._warm,
+                channel,
+                run.server.logger.info,
+                note_start=partial(self._activity.note_start, flow_run.id),
+            ),
+            task_status,
+        )
 
     async def _end_leftovers(self, run: PreparedRun) -> None:
         """End the children of a process that is gone, unless its flow has completed.

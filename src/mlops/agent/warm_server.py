@@ -252,7 +252,7 @@ class WarmServer:
 
     async def stop(self) -> None:
         """End it; its runs go on."""
-        self._control.close() if self._listener.done() else self._listener.cancel()
+        self._listener.cancel()  # which closes the socket
         with contextlib.suppress(asyncio.CancelledError):
             await self._listener
         try:

@@ -240,8 +240,8 @@ class Agent(ProcessWorker):
         for admit in self._gates:
             if runs:
                 runs = await admit(runs)
-        self._backlog.keep([offered[run.id] for run in runs], is_new=True)
-        return await self._submit([offered[run.id] for run in runs])
+        self._backlog.fill([offered[run.id] for run in runs])
+        return await self._submit(self._backlog.take())
 
     async def _take_from_backlog(self) -> bool:
         async with self._asking:
@@ -259,7 +259,7 @@ class Agent(ProcessWorker):
         for run_id in admitted - self._submitting_flow_run_ids:  # no slot was free
             self._gpus.cancel_reservation(run_id)
         left = [e for e in offered if e.flow_run.id not in self._submitting_flow_run_ids]
-        self._backlog.keep(left, is_new=False)
+        self._backlog.keep(left)
         return taken
 
     def _note_taken(self, flow_run_id: UUID) -> None:

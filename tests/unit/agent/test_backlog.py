@@ -18,11 +18,11 @@ def test_what_is_left_of_an_answer_is_taken_while_it_is_fresh() -> None:
     seconds = 100.0
     backlog = Backlog(lambda: seconds)
     one, two, three = offered(), offered(), offered()
-    backlog.keep([one, two, three], is_new=True)
+    backlog.fill([one, two, three])
     backlog.forget(two.flow_run.id)
     assert backlog.take() == [one, three]
     seconds += FRESH_SECONDS - 0.1
-    backlog.keep([three], is_new=False)
+    backlog.keep([three])
     assert backlog.take() == [three]
     seconds += 0.2
     assert backlog.take() == []
