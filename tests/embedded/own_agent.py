@@ -10,13 +10,14 @@ from embedded.conftest import Platform
 
 
 @contextlib.contextmanager
-def own_agent(platform: Platform, pool: str, folder: Path) -> Iterator[None]:
-    """Serve a work pool for as long as the context lasts.
+def own_agent(platform: Platform, pool: str, folder: Path, **more: str) -> Iterator[Path]:
+    """Serve a work pool for as long as the context lasts; yield the agent's log.
 
     Args:
         platform: Its servers; the environments of its own agent are shared, to save time.
         pool: Made when missing.
         folder: For the agent's cache and log; nothing else is in it.
+        **more: Variables of the agent.
     """
     shared = platform.home / "agent" / "environments"
     shared.mkdir(parents=True, exist_ok=True)
@@ -26,8 +27,10 @@ def own_agent(platform: Platform, pool: str, folder: Path) -> Iterator[None]:
         "MLOPS_CACHE_DIR": str(folder),
         "MLOPS_STOP_SECONDS": "0",
         "PREFECT_HOME": str(folder / "prefect"),
+        **more,
     }
-    with (folder / "log").open("w") as log:
+    path = folder / "log"
+    with path.open("w") as log:
         process = subprocess.Popen(
             [sys.executable, "-m", "mlops", "agent", "start"],
             env=environment,
@@ -35,10 +38,9 @@ def own_agent(platform: Platform, pool: str, folder: Path) -> Iterator[None]:
             stderr=subprocess.STDOUT,
         )
         try:
-            yield
-        finally:
+            yield path
             process.terminate()
-            try:
-                process.wait(timeout=60)
-            finally:
-                process.kill()
+            assert process.wait(timeout=60) == 0
+        finally:
+            process.kill()
+            process.wait()

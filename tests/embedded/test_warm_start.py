@@ -3,8 +3,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +11,7 @@ import psutil
 import pytest
 from embedded.conftest import Platform
 from embedded.flow_folders import Servers, wait_for
+from embedded.own_agent import own_agent
 from tcp_proxy import TcpProxy
 
 FLOW_YAML = """\
@@ -182,25 +181,11 @@ def proxy(platform: Platform) -> Iterator[TcpProxy]:
 def log(
     platform: Platform, proxy: TcpProxy, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Path]:
-    """The log of an agent of its own, with the caches of the platform's."""
+    """The log of an agent of its own, with the environments of the platform's."""
     folder = tmp_path_factory.mktemp("agent")
-    environment = platform.environment("agent") | {
-        "POOL_NAME": POOL,
-        "MLOPS_CACHE_DIR": str(platform.home / "agent"),
-        "PREFECT_HOME": str(folder / "prefect"),
-        "PREFECT_API_URL": f"{proxy.address}/api",
-    }
-    path = folder / "log"
-    with path.open("w") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "mlops", "agent", "start", "--limit", "4"],
-            env=environment,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        yield path
-        process.terminate()
-        assert process.wait(timeout=60) == 0
+    more = {"PREFECT_API_URL": f"{proxy.address}/api", "MLOPS_SLOTS": "4"}
+    with own_agent(platform, POOL, folder, **more) as log:
+        yield log
 
 
 @pytest.fixture(scope="module")
