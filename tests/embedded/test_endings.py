@@ -314,7 +314,7 @@ def agents(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Agen
 
 
 @pytest.fixture(scope="module")
-def orphans(endings: Endings, agents: Agents) -> Endings:
+def orphans(endings: Endings, agents: Agents) -> Iterator[Endings]:
     """Runs whose agent is killed; it cannot reach MLflow, though the flows can."""
     agent = agents.start(MLFLOW_TRACKING_URI="http://127.0.0.1:9")
     try:
@@ -333,7 +333,9 @@ def orphans(endings: Endings, agents: Agents) -> Endings:
         for process in endings.processes(name):
             process.kill()
     endings.cancel("orphan-cancelled")
-    return endings
+    yield endings
+    for process in endings.processes("orphan-alive"):  # whichever of the tests was run
+        process.kill()
 
 
 @pytest.fixture(scope="module")
