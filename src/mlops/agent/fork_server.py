@@ -153,10 +153,13 @@ class ForkServer:
         self._poll.register(run.descriptor, select.POLLIN)
         return False
 
-    def become(self, request: dict[str, Any]) -> None:
-        """Take a run's place: session, folder, environment, and what is random."""
-        os.setsid()
+    def stand_out(self, request: dict[str, Any]) -> None:
+        """Let others find this process as the run's, and signal it and its children as a group."""
         self._mark.write(request["environment"].get(MARK, ""))
+        os.setsid()
+
+    def become(self, request: dict[str, Any]) -> None:
+        """Take a run's place: folder, environment, and what is random."""
         os.chdir(request["folder"])
         os.environ.clear()
         os.environ.update(request["environment"])
@@ -211,6 +214,7 @@ def exit_code(error: SystemExit) -> int:
 def run(server: ForkServer, descriptors: list[int]) -> None:
     """Be a run's process from its first moment to its end; never returns."""
     request, life_line = take_descriptors(descriptors)
+    server.stand_out(request)
     os.write(life_line, f"{os.getpid()}\n".encode())
     code = 1
     try:
