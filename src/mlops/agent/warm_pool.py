@@ -149,9 +149,9 @@ class WarmPool:
                 if entry := self._warm.get(key):
                     await self._renew(entry)
         finally:
+            servers = [entry.server for entry in self._warm.values() if entry.server]
+            await asyncio.gather(*(server.end() for server in servers))
             for entry in self._warm.values():
-                if entry.server:
-                    entry.server.kill()
                 entry.resources.close()
 
     async def _wait_for_quiet(self) -> None:

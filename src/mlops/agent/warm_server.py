@@ -245,6 +245,11 @@ class WarmServer:
         else:
             self._early[ended.pid] = ended.status
 
+    async def end(self) -> None:
+        """End it at once, and wait until it is gone; its runs go on."""
+        self.kill()
+        await self._process.wait()
+
     def kill(self) -> None:
         """End it at once; its runs go on."""
         with contextlib.suppress(ProcessLookupError):
@@ -258,8 +263,7 @@ class WarmServer:
         try:
             await asyncio.wait_for(self._process.wait(), STOP_SECONDS)
         except TimeoutError:
-            self.kill()
-            await self._process.wait()
+            await self.end()
 
 
 class _Pipe:
