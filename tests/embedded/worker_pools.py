@@ -236,7 +236,7 @@ def register(platform: Platform, folder: Path) -> None:
 
 def _heed_signals() -> None:
     """Undo what a shell in the background hands on, as the platform's supervisor does."""
-    for number in (signal.SIGINT, signal.SIGQUIT):
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
         signal.signal(number, signal.SIG_DFL)
 
 
