@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from uuid import UUID
 
 from measure import announce, wait_until
 from platform_under_test import Platform, open_folder, own_platform
@@ -143,11 +144,17 @@ class Flows:
         return [run.run_count for run in self._runs(numbers)]
 
     def seconds_between(self, numbers: Sequence[str]) -> float:
-        """Return the time from the first one's begin to the last one's end."""
-        runs = self._runs(numbers)
-        begun = min(run.start_time for run in runs if run.start_time)
-        ended = max(run.end_time for run in runs if run.end_time)
-        return (ended - begun).total_seconds()
+        """Return the time from when an agent takes the first one to the last one's end."""
+        from prefect.client.schemas.objects import StateType  # noqa: PLC0415
+
+        taken = min(
+            state.timestamp.timestamp()
+            for number in numbers
+            for state in self.client.read_flow_run_states(UUID(number))
+            if state.type == StateType.PENDING
+        )
+        ended = max(run.end_time.timestamp() for run in self._runs(numbers) if run.end_time)
+        return ended - taken
 
     def pause(self, pool: str, *, is_paused: bool) -> None:
         """Let a pool's runs wait, or go on."""

@@ -2,9 +2,9 @@
 
 The peer is `prefect worker start --limit 8` on a work pool of its own, with its stock settings, on
 the same Prefect server. Runs are queued first, in a pool that is paused; what counts is the time
-from the first one's begin to the last one's end. Each side works alone. Then 1, 2 and 4 of our
-agents share the work, 1, 4 and 16 take single runs while the requests that pass to the server are
-counted, and the Prefect server is killed and started again while 500 runs are queued. Memory is
+from when the first one is taken to the last one's end. Each side works alone. Then 1, 2 and 4 of
+our agents share the work, 1, 4 and 16 take single runs while the requests that pass to the server
+are counted, and the Prefect server is killed and started again while 500 runs are queued. Memory is
 PSS: a page that processes share counts once.
 """
 
@@ -20,7 +20,7 @@ from platform_under_test import Platform
 from tracing import TracingProxy, tracing_proxy
 
 RUNS = 160
-STOCK_RUNS = 24
+STOCK_RUNS = 48
 QUEUED = 500
 SINGLE_RUNS = 10
 MEGABYTE = 1e6

@@ -6,7 +6,9 @@ For the flow's own environment: standard library only, and Python from 3.9 on.
 from __future__ import annotations
 
 import contextlib
+import functools
 import importlib
+import inspect
 import os
 import ssl
 import sys
@@ -25,7 +27,7 @@ BASE_MODULES = (
 )
 # jemalloc, which pyarrow brings along, sets itself up anew in a fork (`jemalloc_postfork_child`).
 FORK_AWARE = {"jemalloc_bg_thd"}
-CONTEXTS = 4
+CONTEXTS = 6
 
 
 def resident_bytes() -> int:
@@ -126,7 +128,7 @@ def complete_models() -> None:
 class ContextsAhead:
     """TLS contexts that are made before they are asked for, each given out once.
 
-    Prefect makes one for every client, also where it speaks plain HTTP: four for a run, which take
+    Prefect makes one for every client, also where it speaks plain HTTP: six for a run, which take
     25 ms of a core each, for reading the certificates.
 
     Args:
@@ -137,10 +139,13 @@ class ContextsAhead:
         self._make = ssl.create_default_context
         self._cafile: str | None = None
         self._known: tuple[float, int] | None = None
-        with contextlib.suppress(ImportError, OSError):
-            self._cafile = importlib.import_module("certifi").where()
+        with contextlib.suppress(ImportError, AttributeError, OSError):
+            self._cafile = certificate_file()
             self._known = self._state()
-        self._contexts = [self._make(cafile=self._cafile) for _ in range(count)]
+        self._contexts = [
+            self._make(cafile=self._cafile) for _ in range(count if self._known else 0)
+        ]
+        self._given: list[ssl.SSLContext] = []  # to take them apart would copy their memory
 
     def install(self) -> None:
         """Give them out from now on."""
@@ -150,13 +155,25 @@ class ContextsAhead:
     def create(self, *arguments: Any, **options: Any) -> ssl.SSLContext:
         """Return a context as `ssl.create_default_context` does."""
         is_ours = not arguments and options == {"cafile": self._cafile}
-        if is_ours and self._contexts and self._state() == self._known:
-            return self._contexts.pop()
+        if is_ours and self._state() == self._known:
+            with contextlib.suppress(IndexError):  # all are given out; several threads ask
+                context = self._contexts.pop()
+                self._given.append(context)
+                return context
         return self._make(*arguments, **options)
 
     def _state(self) -> tuple[float, int]:
         status = os.stat(str(self._cafile))  # noqa: PTH116
         return status.st_mtime, status.st_size
+
+
+def certificate_file() -> str:
+    """Return the file of certificates that Prefect's clients read.
+
+    Source: `prefect.client.orchestration.PrefectClient`.
+    """
+    setting = importlib.import_module("prefect.settings").PREFECT_API_SSL_CERT_FILE
+    return str(setting.value() or importlib.import_module("certifi").where())
 
 
 def import_base() -> None:
@@ -166,7 +183,22 @@ def import_base() -> None:
             importlib.import_module(name)
 
 
+def end_without_heartbeats() -> None:
+    """Let a run end without a wait for the thread of its heartbeats, as asynchronous flows do.
+
+    Prefect's engine joins it, and it sleeps for a second at a time: every run that has nothing
+    else to do would keep its slot for so long. The thread dies with the process.
+
+    Source: `prefect.flow_engine._send_heartbeats`.
+    """
+    engine = sys.modules.get("prefect.flow_engine")
+    send = getattr(engine, "_send_heartbeats", None)
+    if send and "join_on_exit" in inspect.signature(send).parameters:
+        vars(engine)["_send_heartbeats"] = functools.partial(send, join_on_exit=False)
+
+
 def make_ahead() -> None:
-    """Make what every run would make anew."""
+    """Make what every run would make anew, and take away what it would wait for."""
     complete_models()
+    end_without_heartbeats()
     ContextsAhead(CONTEXTS).install()

@@ -27,6 +27,10 @@ def prefect_environment(settings: PrefectServerSettings) -> dict[str, str]:
             f"postgresql+asyncpg://prefect:{password}"
             f"@{settings.postgres_host}:{settings.postgres_port}/prefect"
         ),
+        # All that are opened at most are kept: of the stock 5 + 10 ten were opened anew, each with
+        # a process of PostgreSQL's, whenever more than five were in use.
+        "PREFECT_SERVER_DATABASE_SQLALCHEMY_POOL_SIZE": "15",
+        "PREFECT_SERVER_DATABASE_SQLALCHEMY_MAX_OVERFLOW": "0",
         # Relative, so that the UI works under every address that reaches the server.
         "PREFECT_SERVER_UI_API_URL": "/api",
         # The default lies inside the installed package, which may be read-only.

@@ -6,6 +6,7 @@ Beside it, in the same process, lost agents are looked for.
 import asyncio
 import contextlib
 import functools
+import gc
 import os
 import zoneinfo
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
@@ -57,6 +58,10 @@ def create_app() -> Application:
                 message["headers"] = [*message.get("headers", []), *HEADERS]
             elif message["type"] == "lifespan.startup.complete":
                 await _ensure_work_pool(prefect, os.environ[POOL_VARIABLE])
+                # What was imported stays: looking through it again and again for garbage was a
+                # tenth of the server's work.
+                gc.collect()
+                gc.freeze()
                 watching = asyncio.create_task(_watch(prefect, settings))
             await send(message)
 
