@@ -93,7 +93,7 @@ def bench(rounds: int) -> Findings:
                 _forget(platform, *FLOWS)
                 counted.add(OURS_ALONE, _first_run(client, folder, "changed"))
                 _first_run(client, folder, "older")
-                lock = _lock(platform)
+                lock = _lock(platform, folder)
                 _forget(platform, "changed")
                 counted.add(OURS, _first_run(client, folder, "changed"))
                 counted.time(UV, _with_uv, folder, lock)
@@ -139,11 +139,11 @@ def _forget(platform: Platform, *names: str) -> None:
         record.unlink(missing_ok=True)
 
 
-def _lock(platform: Platform) -> Path:
-    """Return what our agent has resolved, so that the peers install the same."""
+def _lock(platform: Platform, folder: Path) -> Path:
+    """Keep what our agent has resolved, so that the peers install the same; return the file."""
     root = platform.home.path / "agent" / "environments" / "builds"
     lock, *_ = root.glob("*/mlops-lock.txt")
-    return lock
+    return Path(shutil.copy(lock, folder))  # the build goes with its environment
 
 
 def _first_run(client: "SyncPrefectClient", folder: Path, name: str) -> float:

@@ -1,7 +1,8 @@
 """How `./mlops test` shares the tests out among its workers (pytest-xdist).
 
 A worker takes whole modules, one after another, with a platform of its own for those that need
-one. All that start Docker projects go to one worker: they share images and a host.
+one. Those that start Docker projects go to two workers: the ones share a host on which everything
+runs, and make images anew; the others share a server, and leave images as they are.
 """
 
 import pytest
@@ -9,16 +10,25 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 DOCKER = ("stacks", "browser")
+HOSTS_APART = {
+    "test_bad_input.py",
+    "test_four_hosts.py",
+    "test_offline_images.py",
+    "test_whole_day.py",
+}
 # What takes longest comes first, so that no worker is left alone with it in the end.
 ORDER = (*DOCKER, "embedded", "unit")
 SLOW_UNITS = ("test_environments.py", "test_bootstrap.py", "test_locks.py", "test_wheel.py")
 
 
 class ModuleScheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
-    """Gives each worker the next module, or all modules of the Docker folders at once."""
+    """Gives each worker the next module, or a half of the Docker folders at once."""
 
     def _split_scope(self, nodeid: str) -> str:
-        return "docker" if _folder(nodeid) in DOCKER else super()._split_scope(nodeid)
+        if _folder(nodeid) not in DOCKER:
+            return str(super()._split_scope(nodeid))
+        module = nodeid.partition("::")[0].rpartition("/")[2]
+        return "docker, hosts apart" if module in HOSTS_APART else "docker"
 
 
 @pytest.hookimpl(optionalhook=True)

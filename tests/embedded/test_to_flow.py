@@ -116,7 +116,9 @@ def test_stage_that_fails_ends_the_run(flow: dict[str, Any], platform: Platform)
 
 def test_unpushed_data_is_refused(project: Path, platform: Platform, projects: Projects) -> None:
     """Data of another revision has to be pushed first; then the flow names it."""
-    projects.run(project, "dvc", "exp", "run", "--quiet", "--set-param", "prepare.seed=7")
+    projects.run(
+        project, "dvc", "exp", "run", "--quiet", "--set-param", "prepare.seed=7", "prepare"
+    )
     refused = platform.cli("project", "to-flow", str(project), "--name", "later")
     assert refused.returncode == 1
     assert "data/prepared: its data is not in s3://dvc/becomes-a-flow yet\n  dvc push" in (

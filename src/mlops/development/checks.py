@@ -1,5 +1,6 @@
 """Everything that is checked before a change is good: lint, format, types, tests."""
 
+import os
 import subprocess
 import sys
 import time
@@ -16,8 +17,9 @@ LINTERS = {
     "format": ["ruff", "format", "--check", "--quiet"],
     "types": ["mypy", "--no-error-summary"],
 }
-# A good part of the tests waits for servers. `-n0` among the arguments turns it off again.
-WORKERS = ("--numprocesses=2", "--dist=loadfile")
+# A good part of the tests waits for servers, which each worker starts for itself (1 GB of memory).
+# `-n0` among the arguments turns it off again.
+WORKERS = (f"--numprocesses={min(os.cpu_count() or 1, 3) + 1}", "--dist=loadfile")
 # Alone, and ended by the first that fails again; none at all where pytest knows of no failures.
 AGAIN = ("--last-failed", "--last-failed-no-failures=none", "--exitfirst", "--numprocesses=0")
 _TESTS_FAILED = 1

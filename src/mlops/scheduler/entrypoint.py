@@ -27,6 +27,14 @@ class SignatureError(MlopsError):
 
 # Prefect refuses them when the file is loaded, which is too late. Source: `prefect.flows.Flow`.
 RESERVED = frozenset({"return_state", "wait_for"})
+# What Prefect makes of a function without any, which need not be asked for that.
+NO_PARAMETERS = {
+    "title": "Parameters",
+    "type": "object",
+    "properties": {},
+    "required": [],
+    "definitions": {},
+}
 
 
 class FlowFunction(BaseModel):
@@ -113,6 +121,8 @@ def read_parameter_schema(
     if node is None:  # the file was written to
         raise SignatureError(f"deployment.flow_name: {path}:{function_name}: no such function")
     source_text = ast.unparse(signature_slice(tree, node))
+    if not (node.args.args or node.args.kwonlyargs):
+        return dict(NO_PARAMETERS)
     try:
         with tempfile.TemporaryDirectory(prefix="mlops-signature-") as temporary:
             source = Path(temporary) / path.name

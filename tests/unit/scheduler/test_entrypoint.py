@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from prefect.utilities.callables import parameter_schema
 
 from mlops.errors import MlopsError
 from mlops.scheduler.entrypoint import SignatureError, read_function, read_parameter_schema
@@ -72,6 +73,15 @@ def test_schema_is_read_without_the_rest_of_the_code(folder: Path) -> None:
     assert properties["options"]["default"] == {"depth": 3}
     assert properties["factor"]["default"] == 4
     assert schema["definitions"]["Kind"]["enum"] == ["small", "large"]
+
+
+def test_schema_without_parameters_is_prefects(tmp_path: Path) -> None:
+    """It is known without Prefect, whose own is the same, also where `**kwargs` are taken."""
+    for signature in ("", "*values, **more"):
+        code = f"from prefect import flow\n\n@flow\ndef main({signature}): ...\n"
+        (tmp_path / "flow.py").write_text(code)
+        schema = read_parameter_schema(tmp_path, read_function(tmp_path, "flow.py", "main"))
+        assert schema == parameter_schema(lambda: None).model_dump(mode="json")
 
 
 def test_signature_is_not_loaded_in_this_process(tmp_path: Path) -> None:
