@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.util
@@ -114,6 +115,33 @@ def await_server() -> None:
             return
 
 
+def expect_server(address: str) -> None:
+    """Let Prefect's clients try again from their first request on, now that the server is there.
+
+    By themselves they do so after their first answer only, and a run begins with several of them:
+    a server that goes away just then would crash it.
+
+    Args:
+        address: Of the API, about which nothing is expected when it is empty; requests to others
+            fail at once, as ever.
+
+    Source: `prefect.client.base.PrefectHttpxSyncClient.send`.
+    """
+
+    def has_connected(client: Any) -> bool:
+        return vars(client).get("_has_connected", False) or str(client.base_url).startswith(address)
+
+    def set_connected(client: Any, value: bool) -> None:
+        vars(client)["_has_connected"] = value
+
+    with contextlib.suppress(ImportError):
+        module = importlib.import_module("prefect.client.base")
+        for name in ("PrefectHttpxAsyncClient", "PrefectHttpxSyncClient"):
+            if address and hasattr(module, name):
+                answer = property(has_connected, set_connected)
+                setattr(getattr(module, name), "_has_connected", answer)  # noqa: B010  # private
+
+
 def apply_limits(environ: Mapping[str, str]) -> None:
     """Limit the memory of this process and of those that it starts, as the agent asks.
 
@@ -191,6 +219,7 @@ def run_engine(folder: str) -> None:
     sys.meta_path.append(OurPackage())
     if not getattr(sys.flags, "safe_path", False):
         sys.path.insert(0, folder)
+    expect_server(os.environ.get("PREFECT_API_URL", ""))
     sys.argv = [__file__]
     sys.modules.pop(ENGINE, None)  # a warm process has it as a module, which runpy warns of
     runpy.run_module(ENGINE, run_name="__main__", alter_sys=True)
