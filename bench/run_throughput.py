@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import Callable
 
+import psutil
 from agents import OURS, SLOTS, STOCK, WHO, Agents, Flows, agents_under_test, warm_up
 from measure import Findings, Measure, Ratio, announce, compare, run_bench
 from platform_under_test import Platform
@@ -44,13 +45,21 @@ def bench(rounds: int, quick: bool) -> Findings:  # an option
             warm_up(flows, agents, name, [OURS, STOCK])
         agents.wait_until_warm(OURS, count=4)
         rates: dict[str, list[float]] = {OURS: [], STOCK: []}
+        work: dict[tuple[str, str], list[float]] = {}
         memory: dict[str, list[float]] = {OURS: [], STOCK: []}
         for number in range(rounds):
             for pool in (OURS, STOCK):
                 announce(f"round {number + 1} of {rounds}: {WHO[pool]}")
-                rates[pool].append(_rate(flows, pool, RUNS if pool == OURS else STOCK_RUNS))
+                count = RUNS if pool == OURS else STOCK_RUNS
+                server, machine = _server_seconds(platform), _machine_seconds()
+                rates[pool].append(_rate(flows, pool, count))
+                for of, seconds in (
+                    ("the Prefect server", _server_seconds(platform) - server),
+                    ("all there is", _machine_seconds() - machine),
+                ):
+                    work.setdefault((pool, of), []).append(seconds / count)
                 memory[pool].append(_memory(flows, agents, pool))
-        measures, ratios = _findings(rates, memory)
+        measures, ratios = _findings(rates, memory, work)
         if quick:
             return measures, ratios
         agents.stop(STOCK)
@@ -69,6 +78,18 @@ def _rate(flows: Flows, pool: str, count: int) -> float:
     flows.pause(pool, is_paused=False)
     flows.wait_for_end(numbers)
     return count / flows.seconds_between(numbers) * 60
+
+
+def _server_seconds(platform: Platform) -> float:
+    """Return the processor time that the Prefect server has taken, without its database."""
+    times = psutil.Process(platform.supervisor.processes()["prefect"]["pid"]).cpu_times()
+    return float(times.user + times.system)
+
+
+def _machine_seconds() -> float:
+    """Return the processor time that everything on this machine has taken."""
+    times = psutil.cpu_times()
+    return float(times.user + times.nice + times.system)
 
 
 def _memory(flows: Flows, agents: Agents, pool: str) -> float:
@@ -153,7 +174,11 @@ def _count(proxy: TracingProxy, act: Callable[[], object]) -> int:
     return proxy.requests - before
 
 
-def _findings(rates: dict[str, list[float]], memory: dict[str, list[float]]) -> Findings:
+def _findings(
+    rates: dict[str, list[float]],
+    memory: dict[str, list[float]],
+    work: dict[tuple[str, str], list[float]],
+) -> Findings:
     rate = {
         pool: Measure(what=f"empty flows, {WHO[pool]}", unit="a minute", values=tuple(values))
         for pool, values in rates.items()
@@ -163,7 +188,15 @@ def _findings(rates: dict[str, list[float]], memory: dict[str, list[float]]) -> 
         for pool, values in memory.items()
     }
     speed = rate[OURS].median / rate[STOCK].median
-    return [*rate.values(), *taken.values()], [
+    worked = [
+        Measure(
+            what=f"a run from its making to its end, {WHO[pool]}: {of}",
+            unit="s of a core",
+            values=tuple(values),
+        )
+        for (pool, of), values in work.items()
+    ]
+    return [*rate.values(), *worked, *taken.values()], [
         Ratio(what=rate[OURS].what, peer=rate[STOCK].what, value=speed, floor=8),
         compare(taken[OURS], taken[STOCK], limit=0.5),
     ]
