@@ -22,6 +22,7 @@ from mlops.data import commands as data
 from mlops.development import commands as development
 from mlops.errors import MlopsError
 from mlops.experimenter import commands as experimenter
+from mlops.garbage import collect_seldom
 from mlops.identities import ClientRole
 from mlops.local import commands as local
 from mlops.ops import commands as ops
@@ -179,6 +180,7 @@ def run(arguments: list[str] | None = None) -> int:
 
 def main() -> None:
     """Run the command line and exit."""
+    collect_seldom()
     # A closed stream is None, which libraries do not expect.
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115

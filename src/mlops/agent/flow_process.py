@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import gc
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -29,7 +30,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
     from types import ModuleType
 
 if TYPE_CHECKING or __package__:
@@ -38,6 +39,8 @@ else:  # as a script
     import mlflow_context  # beside this file
 
 ENGINE = "prefect.engine"
+ENGINES_NEED = "prefect.flow_engine"
+MANY_OBJECTS = 50_000
 SERVER_SECONDS = 600.0
 CONNECT_SECONDS = 5.0
 RETRY_SECONDS = 0.5
@@ -113,6 +116,21 @@ def await_server() -> None:
             time.sleep(RETRY_SECONDS)
         else:
             return
+
+
+@contextlib.contextmanager
+def seldom_collected() -> Iterator[None]:
+    """Let Python's collector look for garbage less often than it does while modules are imported.
+
+    What they make stays: to look through it again and again is a fifth of Prefect's import.
+    """
+    before = gc.get_threshold()
+    gc.set_threshold(MANY_OBJECTS)
+    try:
+        yield
+    finally:
+        if gc.get_threshold()[0] == MANY_OBJECTS:  # no module has set its own
+            gc.set_threshold(*before)
 
 
 def expect_server(address: str) -> None:
@@ -219,6 +237,8 @@ def run_engine(folder: str) -> None:
     sys.meta_path.append(OurPackage())
     if not getattr(sys.flags, "safe_path", False):
         sys.path.insert(0, folder)
+    with seldom_collected(), contextlib.suppress(ImportError):
+        importlib.import_module(ENGINES_NEED)
     expect_server(os.environ.get("PREFECT_API_URL", ""))
     sys.argv = [__file__]
     sys.modules.pop(ENGINE, None)  # a warm process has it as a module, which runpy warns of

@@ -251,12 +251,13 @@ def main() -> None:
         del sys.path[0]  # this script's own folder
     mlflow_context.extend_mlflow(mlflow_context.read_context)
     began = time.monotonic()
-    imports_ahead.import_base()
-    skipped = imports_ahead.import_ahead(
-        plan["modules"],
-        limit_seconds=plan["limit_seconds"],
-        limit_bytes=plan["limit_bytes"],
-    )
+    with flow_process.seldom_collected():
+        imports_ahead.import_base()
+        skipped = imports_ahead.import_ahead(
+            plan["modules"],
+            limit_seconds=plan["limit_seconds"],
+            limit_bytes=plan["limit_bytes"],
+        )
     is_fit = not any(reason.startswith("!") for reason in skipped.values())
     is_fit = is_fit and not imports_ahead.unfit()
     server.say(

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 from pydantic import BaseModel, ConfigDict
 
 from mlops.errors import MlopsError
+from mlops.garbage import collect_seldom
 
 LIMIT_SECONDS = 10.0
 _START_LIMIT_SECONDS = 120.0  # for the import of Prefect, on a machine that has much to do
@@ -186,6 +187,7 @@ def _environment() -> dict[str, str]:
 def main() -> None:
     """Answer questions until whoever asks them has ended."""
     connection: Connection[bytes, bytes] = Connection(int(sys.argv[1]))
+    collect_seldom()
     from prefect.utilities.callables import parameter_schema
 
     parameter_schema(_ending)  # which imports what else there is to import, once for all forks

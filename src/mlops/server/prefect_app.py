@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 from mlops import __version__
+from mlops.garbage import collect_seldom
 from mlops.prefect_api import VERSION_HEADER
 from mlops.settings import LostAgentsSettings
 
@@ -35,6 +36,7 @@ HEADERS = (
 
 def create_app() -> Application:
     """Return the application for uvicorn: Prefect's, with our headers on every answer."""
+    collect_seldom()
     # Prefect 3.8 looks through all of the machine's time zone files, 5 ms, each time that it
     # reads a schedule: a list of 200 deployments took 2.0 s, and takes 0.3 s with this.
     zoneinfo.available_timezones = functools.cache(zoneinfo.available_timezones)
