@@ -6,6 +6,7 @@ a process of its own.
 """
 
 import ast
+import copy
 import sys
 import tempfile
 from collections.abc import Callable
@@ -28,7 +29,7 @@ class SignatureError(MlopsError):
 # Prefect refuses them when the file is loaded, which is too late. Source: `prefect.flows.Flow`.
 RESERVED = frozenset({"return_state", "wait_for"})
 # What Prefect makes of a function without any, which need not be asked for that.
-NO_PARAMETERS = {
+NO_PARAMETERS: dict[str, Any] = {
     "title": "Parameters",
     "type": "object",
     "properties": {},
@@ -120,9 +121,9 @@ def read_parameter_schema(
     node = _functions(tree).get(function_name)
     if node is None:  # the file was written to
         raise SignatureError(f"deployment.flow_name: {path}:{function_name}: no such function")
+    if not function.parameters:
+        return copy.deepcopy(NO_PARAMETERS)
     source_text = ast.unparse(signature_slice(tree, node))
-    if not (node.args.args or node.args.kwonlyargs):
-        return dict(NO_PARAMETERS)
     try:
         with tempfile.TemporaryDirectory(prefix="mlops-signature-") as temporary:
             source = Path(temporary) / path.name

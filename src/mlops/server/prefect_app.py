@@ -61,7 +61,7 @@ def create_app() -> Application:
             elif message["type"] == "lifespan.startup.complete":
                 await _ensure_work_pool(prefect, os.environ[POOL_VARIABLE])
                 # What was imported stays: looking through it again and again for garbage was a
-                # tenth of the server's work.
+                # fifth of the server's work.
                 gc.collect()
                 gc.freeze()
                 watching = asyncio.create_task(_watch(prefect, settings))
