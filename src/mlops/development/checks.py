@@ -5,7 +5,6 @@ import subprocess
 import sys
 import time
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -88,16 +87,14 @@ def _run_module(arguments: list[str], checkout: Path) -> tuple[int, float]:
     return done.returncode, time.monotonic() - started
 
 
-def run_linters(checkout: Path, announce: Callable[[str], None]) -> list[CheckResult]:
+def run_linters(checkout: Path) -> list[CheckResult]:
     """Run lint, format and type checks; their findings go to this process's output.
 
     Args:
         checkout: What to check.
-        announce: Told the name of each check before it starts.
     """
     results = []
     for name, arguments in LINTERS.items():
-        announce(name)
         code, seconds = _run_module(arguments, checkout)
         results.append(CheckResult(name, code, seconds))
     return results

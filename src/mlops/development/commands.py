@@ -2,6 +2,7 @@
 
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated
 
@@ -25,17 +26,16 @@ def run_checks(
     checkout = settings.require()
     checks.require_tools()
     arguments = pytest_arguments or []
-    results = []
-    if not arguments:
-        results += checks.run_linters(checkout, lambda name: print(f"{name} …", flush=True))
-    with tempfile.TemporaryDirectory() as temporary:
+    with tempfile.TemporaryDirectory() as temporary, ThreadPoolExecutor(1) as beside:
+        # Beside the tests, which do not keep all cores busy while they begin.
+        linting = None if arguments else beside.submit(checks.run_linters, checkout)
         reports = settings.mlops_test_output or Path(temporary)
         longest = ["--durations=40"] if settings.mlops_test_output else []
         tests = checks.run_tests(checkout, [*longest, *arguments], reports)
         if retry and not tests.passed:
             print("\nonce more, what has failed", flush=True)
             tests = checks.retry_tests(checkout, arguments, reports, tests)
-    results.append(tests)
+        results = [*(linting.result() if linting else ()), tests]
 
     print()
     for result in results:
