@@ -22,9 +22,15 @@ from memory_cgroups import make_memory_cgroup
 
 from mlops.uv_program import find_uv
 
+# Prefect's client would start a server of its own for whatever a test logs or emits. Before any
+# other module: Prefect reads its settings when it is imported.
+os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
+os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
+
 pytest_plugins = [
     "distribution",
     "embedded.projects",
+    "prebuilt",
     "stacks.images",
     "stacks.fixtures",
     "stacks.hosts",

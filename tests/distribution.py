@@ -1,8 +1,9 @@
 """How `./mlops test` shares the tests out among its workers (pytest-xdist).
 
 A worker takes whole modules, one after another, with a platform of its own for those that need
-one. Those that start Docker projects go to two workers: the ones share a host on which everything
-runs, and make images anew; the others share a server, and leave images as they are.
+one. Some go to one worker together, for what they share takes long to make: those that start
+Docker projects in two groups, of which one shares a host on which everything runs, and the other a
+server for hosts apart; and those about experiment projects, which share the projects' packages.
 """
 
 import pytest
@@ -10,25 +11,29 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
 
 DOCKER = ("stacks", "browser")
-HOSTS_APART = {
-    "test_bad_input.py",
-    "test_four_hosts.py",
-    "test_offline_images.py",
-    "test_whole_day.py",
+TOGETHER = {
+    "test_bad_input.py": "docker, hosts apart",
+    "test_documents.py": "docker, hosts apart",
+    "test_four_hosts.py": "docker, hosts apart",
+    "test_offline_images.py": "docker, hosts apart",
+    "test_whole_day.py": "docker, hosts apart",
+    "test_green_taxi_project.py": "projects",
+    "test_projects.py": "projects",
+    "test_to_flow.py": "projects",
 }
 # What takes longest comes first, so that no worker is left alone with it in the end.
 ORDER = (*DOCKER, "embedded", "unit")
+LAST_ON_ONE_HOST = "test_nothing_lost.py"  # leaves nothing as it was
 SLOW_UNITS = ("test_environments.py", "test_bootstrap.py", "test_locks.py", "test_wheel.py")
 
 
 class ModuleScheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has no types
-    """Gives each worker the next module, or a half of the Docker folders at once."""
+    """Gives each worker the next module, or the next group of them at once."""
 
     def _split_scope(self, nodeid: str) -> str:
-        if _folder(nodeid) not in DOCKER:
-            return str(super()._split_scope(nodeid))
         module = nodeid.partition("::")[0].rpartition("/")[2]
-        return "docker, hosts apart" if module in HOSTS_APART else "docker"
+        alone = "docker" if _folder(nodeid) in DOCKER else str(super()._split_scope(nodeid))
+        return TOGETHER.get(module, alone)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -49,7 +54,9 @@ def needs_docker(item: pytest.Item) -> bool:
 
 
 def _place(folder: str, module: str) -> tuple[int, bool]:
-    return (*ORDER, folder).index(folder), module not in SLOW_UNITS
+    if module == LAST_ON_ONE_HOST:
+        folder = DOCKER[-1]
+    return (*ORDER, folder).index(folder), module not in {*TOGETHER, *SLOW_UNITS}
 
 
 def _folder(nodeid: str) -> str:

@@ -2,7 +2,7 @@
 
 import gc
 
-_NEW_OBJECTS = 50_000  # Python's own: 700
+NEW_OBJECTS = 50_000  # Python's own: 700
 
 
 def collect_seldom() -> None:
@@ -11,4 +11,4 @@ def collect_seldom() -> None:
     Importing Prefect or MLflow makes hundreds of thousands that stay. To look through them again
     and again is a fifth of the import.
     """
-    gc.set_threshold(_NEW_OBJECTS)
+    gc.set_threshold(NEW_OBJECTS)

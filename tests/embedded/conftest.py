@@ -18,6 +18,7 @@ from mlops.identities import Addresses, ClientRole, role_environment
 
 # What a developer's shell may hold and a test must not see.
 FOREIGN_PREFIXES = ("AWS_", "MLFLOW_", "MLOPS_", "PREFECT_", "POOL_", "FLOW_DIR")
+PREBUILT_VARIABLE = "MLOPS_PREBUILT_DIR"
 
 
 class Platform(NamedTuple):
@@ -46,7 +47,11 @@ class Platform(NamedTuple):
 def shell_environment(home: Path, flow_dir: Path) -> dict[str, str]:
     """Return the environment of a user whose platform lives in `home`."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN_PREFIXES)}
-    return kept | {"MLOPS_HOME": str(home), "FLOW_DIR": str(flow_dir)}
+    return kept | _prebuilt | {"MLOPS_HOME": str(home), "FLOW_DIR": str(flow_dir)}
+
+
+# For the agents of all platforms, once it is there: nothing, or the variable and its value.
+_prebuilt: dict[str, str] = {}
 
 
 def run_cli(
@@ -69,7 +74,11 @@ def start_platform(home: Path, flow_dir: Path) -> Platform:
         "local", "up", "--json", environment=shell_environment(home, flow_dir), timeout_seconds=240
     )
     assert result.returncode == 0, result.stderr
-    report: dict[str, Any] = json.loads(result.stdout)
+    return reported_platform(home, flow_dir, json.loads(result.stdout))
+
+
+def reported_platform(home: Path, flow_dir: Path, report: dict[str, Any]) -> Platform:
+    """Return the platform that `mlops local up --json` tells of."""
     *_, postgres_port = report["addresses"].pop("postgres").rpartition(":")
     return Platform(
         home=home,
@@ -102,8 +111,12 @@ def open_folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def platform(open_folder: Path) -> Iterator[Platform]:
-    """The session's platform; at the end it is taken down and must leave no process."""
+def platform(open_folder: Path, prebuilt: Path) -> Iterator[Platform]:
+    """The session's platform; at the end it is taken down and must leave no process.
+
+    Its agent, and all others from then on, find the environment of flows without requirements.
+    """
+    _prebuilt[PREBUILT_VARIABLE] = str(prebuilt)
     flow_dir = open_folder / "flows"
     flow_dir.mkdir()
     running = start_platform(open_folder / "home", flow_dir)

@@ -1,5 +1,6 @@
 """Experiment projects on the embedded platform, whose packages are installed once."""
 
+import json
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from embedded.conftest import Platform
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 EXAMPLE = Path("dev-projects", "green_taxi")
+NAME = "first-day"
 
 
 class Projects(NamedTuple):
@@ -58,6 +60,31 @@ def projects(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Pr
     found = Projects(platform, folder / ".venv")
     assert "dvc" in found.run(folder, "python", "-c", "import dvc; print(dvc)")
     return found
+
+
+@pytest.fixture(scope="session")
+def project(projects: Projects, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project from the template whose pipeline ran, was committed and pushed.
+
+    Several modules use it: each leaves its files as they were committed.
+    """
+    parent = tmp_path_factory.mktemp("projects")
+    made = projects.platform.cli("project", "new", NAME, "--in", str(parent), "--json")
+    assert made.returncode == 0, made.stderr
+    report = json.loads(made.stdout)
+    assert report["remote"] == f"s3://dvc/{NAME}"
+    folder = Path(report["folder"])
+    projects.share(folder)
+    projects.run(folder, "dvc", "repro")
+    commit(folder, "Train")
+    projects.run(folder, "dvc", "push")
+    return folder
+
+
+def restore(project: Path, projects: Projects) -> None:
+    """Bring a project's files back to what was committed."""
+    subprocess.run(["git", "checkout", "--quiet", "."], cwd=project, check=True)
+    projects.run(project, "dvc", "checkout")
 
 
 def commit(folder: Path, message: str) -> None:

@@ -9,7 +9,8 @@ from embedded.flow_folders import Servers
 
 MANIFEST = ".mlops-manifest.json"
 PULL_STEP = "prefect_aws.deployments.steps.pull_from_s3"
-CRON = "scheduler:\n  method: cron\n  timezone: Asia/Taipei\n  cron: '{minute} 9 * * *'\n"
+# Once a year: of a daily flow the server would make a hundred runs, anew at every change.
+CRON = "scheduler:\n  method: cron\n  timezone: Asia/Taipei\n  cron: '{minute} 9 1 1 *'\n"
 
 
 def complete_bundles(servers: Servers, name: str) -> dict[str, dict[str, str]]:
@@ -84,5 +85,5 @@ def assert_registered(servers: Servers, folder: Path) -> dict[str, Any]:
     (schedule,) = deployment["schedules"]
     assert schedule["slug"] == "flow-yaml"
     assert schedule["active"]
-    assert schedule["schedule"]["cron"] == f"{minute} 9 * * *"
+    assert schedule["schedule"]["cron"] == f"{minute} 9 1 1 *"
     return deployment

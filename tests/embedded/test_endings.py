@@ -1,3 +1,4 @@
+import json
 import os
 import signal
 import subprocess
@@ -8,7 +9,7 @@ from typing import Any, NamedTuple
 
 import psutil
 import pytest
-from embedded.conftest import Platform
+from embedded.conftest import Platform, run_cli
 from embedded.flow_folders import Servers, wait_for, write_flow
 from memory_cgroups import make_memory_cgroup
 
@@ -297,6 +298,13 @@ class Agents:
         self._log = folder / "log"
         self.tracking_uri = self._environment["MLFLOW_TRACKING_URI"]
 
+    def is_warm(self) -> bool:
+        """Return whether one of them has a process ready that runs are forked from."""
+        done = run_cli("agent", "status", "--json", environment=self._environment)
+        found = [each["status"] for each in json.loads(done.stdout)["agents"]]
+        warm = [each["warm_environments"] for each in found if each and each["pool"] == POOL]
+        return any(environment["state"] == "ready" for each in warm for environment in each)
+
     def start(self, **variables: str) -> subprocess.Popen[bytes]:
         """Start one, with all the room that these runs need."""
         with self._log.open("ab") as log:
@@ -348,8 +356,9 @@ def mended(orphans: Endings, agents: Agents) -> Iterator[Endings]:
 
 
 @pytest.fixture(scope="module")
-def ended(mended: Endings) -> Endings:
-    """The runs of all cases, started together."""
+def ended(mended: Endings, agents: Agents) -> Endings:
+    """The runs of all cases, started together: forked, as runs usually are."""
+    wait_for(agents.is_warm, 60)
     mended.start(*CASES)
     wait_for(lambda: mended.mlflow_runs("cancelled"), 90)
     mended.cancel("cancelled")

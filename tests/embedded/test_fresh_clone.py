@@ -1,7 +1,7 @@
-"""A stranger's first minutes: clone, `./mlops demo`, again, down; as a user and as root.
+"""A stranger's first minutes: clone, `./mlops demo`, again, down; and root's.
 
-Root finds the clone as the user left it, without the platform: what differs for root is how that
-runs. As root too is `.venv` made from nothing where `.ci/run` is.
+Root finds the clone as the user left it, without the platform: what differs for root is where that
+lies, and whose processes it is. As root flows are trained wherever root runs the other tests.
 """
 
 import json
@@ -20,6 +20,8 @@ from pathlib import Path
 import psutil
 import pytest
 from documents import blocks
+from embedded.conftest import reported_platform
+from embedded.flow_folders import Servers
 
 PROJECT = Path(__file__).parents[2]
 
@@ -105,6 +107,27 @@ def documented() -> list[str]:
     return [c for c in commands if c.startswith("./mlops ") and c not in elsewhere]
 
 
+def assert_trained(servers: Servers, flow_run_id: str) -> None:
+    """Make sure that a run with c=5 left a good model in MLflow, its bytes in the object store."""
+    (run,) = servers.mlflow_runs("digits", flow_run_id)
+    metrics = {metric["key"]: metric["value"] for metric in run["data"]["metrics"]}
+    parameters = {item["key"]: item["value"] for item in run["data"]["params"]}
+    assert run["info"]["status"] == "FINISHED"
+    assert metrics["accuracy"] >= 0.95
+    assert float(parameters["c"]) == 5
+
+    bucket, _, prefix = run["info"]["artifact_uri"].removeprefix("s3://").partition("/")
+    picture = servers.read(bucket, f"{prefix}/confusion_matrix.png")
+    assert picture.startswith(b"\x89PNG")
+    versions = servers.mlflow.get(
+        "/model-versions/search", params={"filter": f"run_id = '{run['info']['run_id']}'"}
+    ).json()["model_versions"]
+    assert versions[0]["name"] == "digits"
+    models = servers.objects("mlflow", f"{run['info']['experiment_id']}/models/")
+    assert any(key.endswith("/MLmodel") for key in models)
+    assert any(key.endswith("/input_example.json") for key in models)
+
+
 @pytest.mark.requires("package-index")
 @pytest.mark.timeout(600)
 def test_demo_in_a_fresh_clone(home: Path) -> None:
@@ -118,23 +141,27 @@ def test_demo_in_a_fresh_clone(home: Path) -> None:
         assert report["state"] == "Completed"
         assert report["accuracy"] >= 0.95
         assert report["model"] == "digits/2"
+        said = {}
         for command in documented():
             done = stranger.call(*shlex.split(command)[1:], folder=stranger.clone)
             assert done.returncode == 0, command
+            said[command] = done.stdout
+        (followed,) = (text for command, text in said.items() if " --follow --param c=5" in command)
+        assert "unseen digits correctly" in followed
+        assert "Completed" in followed
+        up = stranger.call("local", "up", "--json")
+        platform = reported_platform(home, home, json.loads(up.stdout))
+        assert_trained(Servers(platform), followed.split("/runs/flow-run/")[1].split()[0])
         assert stranger.call("local", "down").returncode == 0
         assert stranger.processes() == []
 
 
 @pytest.mark.requires("package-index", "root")
 @pytest.mark.timeout(600)
-def test_demo_as_root(home: Path) -> None:
-    """Root's platform does the same, though PostgreSQL does not run as root."""
+def test_platform_of_root(home: Path) -> None:
+    """Root's platform comes up and goes down as well, though PostgreSQL does not run as root."""
     with at_home("root", home) as stranger:
-        done = stranger.call("demo", "--json")
-        assert done.returncode == 0
-        report = json.loads(done.stdout)
-        assert report["state"] == "Completed"
-        assert report["model"] == "digits/1"
+        assert stranger.call("local", "up").returncode == 0
         assert (stranger.clone / ".mlops" / "postgres").is_symlink()
         assert stranger.call("local", "down").returncode == 0
         assert stranger.processes() == []

@@ -10,27 +10,10 @@ from pathlib import Path
 import pytest
 from embedded.conftest import Platform
 from embedded.flow_folders import Servers
-from embedded.projects import Projects, clone, commit, files_below
+from embedded.projects import NAME, Projects, clone, commit, files_below, restore
 from fault_proxy import FaultProxy, Request
 
 pytestmark = [pytest.mark.requires("package-index"), pytest.mark.timeout(600)]
-NAME = "first-day"
-
-
-@pytest.fixture(scope="module")
-def project(projects: Projects, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project from the template whose pipeline ran, was committed and pushed."""
-    parent = tmp_path_factory.mktemp("projects")
-    made = projects.platform.cli("project", "new", NAME, "--in", str(parent), "--json")
-    assert made.returncode == 0, made.stderr
-    report = json.loads(made.stdout)
-    assert report["remote"] == f"s3://dvc/{NAME}"
-    folder = Path(report["folder"])
-    projects.share(folder)
-    projects.run(folder, "dvc", "repro")
-    commit(folder, "Train")
-    projects.run(folder, "dvc", "push")
-    return folder
 
 
 def test_training_is_a_run_in_mlflow(project: Path, platform: Platform) -> None:
@@ -70,8 +53,7 @@ def test_experiment_is_compared(project: Path, projects: Projects) -> None:
     assert changes["metrics.json"]["rmse"]["diff"] != 0
     projects.run(project, "dvc", "plots", "diff")
     assert "depth: 6" in (project / "params.yaml").read_text()
-    subprocess.run(["git", "checkout", "--quiet", "."], cwd=project, check=True)
-    projects.run(project, "dvc", "checkout")
+    restore(project, projects)
     assert "up to date" in projects.run(project, "dvc", "status")
 
 

@@ -1,5 +1,6 @@
 import datetime as dt
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,7 +52,9 @@ class Registered(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def registered(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> Registered:
+def registered(
+    platform: Platform, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Registered]:
     folder = tmp_path_factory.mktemp("schedules")
     for case in CASES:
         section = {"method": case.method, "timezone": case.zone, case.method: case.value}
@@ -64,7 +67,9 @@ def registered(platform: Platform, tmp_path_factory: pytest.TempPathFactory) -> 
     assert done.returncode == 0, done.stderr
     reports = {Path(report["folder"]).name: report for report in json.loads(done.stdout)}
     servers = Servers(platform)
-    return Registered(servers, begun, reports, done.stderr, folder, log, log_start)
+    yield Registered(servers, begun, reports, done.stderr, folder, log, log_start)
+    for report in reports.values():  # or the server goes on making their runs
+        servers.prefect.post(f"/deployments/{report['deployment_id']}/pause_deployment")
 
 
 def test_every_schedule_is_registered_once(platform: Platform, registered: Registered) -> None:
@@ -135,5 +140,6 @@ def test_scheduler_is_in_good_health_afterwards(
     wait_for(lambda: registered.servers.flow_runs(latecomer), 20)
     # The scheduler's main pass comes once a minute; only it looks at deployments of old.
     wait_for(lambda: registered.runs(sparse, registered.begun, end) == before, 100)
+    registered.servers.prefect.post(f"/deployments/{latecomer}/pause_deployment")
     log = registered.log.read_bytes()[registered.log_start :].decode()
     assert not [line for line in log.splitlines() if "ERROR" in line or "Traceback" in line]

@@ -10,24 +10,10 @@ import pytest
 import yaml
 from embedded.conftest import Platform
 from embedded.flow_folders import Servers
-from embedded.projects import Projects, commit
+from embedded.projects import NAME, Projects, restore
 
 pytestmark = [pytest.mark.requires("package-index"), pytest.mark.timeout(900)]
-NAME = "becomes-a-flow"
 RUN_SECONDS = 600  # the first run builds the environment of the project's packages
-
-
-@pytest.fixture(scope="module")
-def project(projects: Projects, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A project from the template whose pipeline ran, was committed and pushed."""
-    parent = tmp_path_factory.mktemp("projects")
-    made = projects.platform.cli("project", "new", NAME, "--in", str(parent))
-    assert made.returncode == 0, made.stderr
-    projects.share(parent / NAME)
-    projects.run(parent / NAME, "dvc", "repro")
-    commit(parent / NAME, "Train")
-    projects.run(parent / NAME, "dvc", "push")
-    return parent / NAME
 
 
 @pytest.fixture(scope="module")
@@ -96,11 +82,15 @@ def test_run_s_own_parameters_count(
     project: Path, flow: dict[str, Any], platform: Platform, projects: Projects
 ) -> None:
     """A run with another value gets the metrics that the project gets with it."""
-    projects.run(project, "dvc", "exp", "run", "--quiet", "--set-param", "train.depth=2")
-    report = run(platform, flow["folder"], "train_depth=2")
+    # With a value that an experiment has had (test_projects.py), DVC need not train again.
+    projects.run(project, "dvc", "exp", "run", "--quiet", "--set-param", "train.depth=6")
+    expected = json.loads((project / "metrics.json").read_text())
+    restore(project, projects)
+    report = run(platform, flow["folder"], "train_depth=6")
     assert report["state"] == "Completed", report["said"]
     (training,) = mlflow_runs(Servers(platform), report["flow_run_id"])
-    assert metrics_of(training) == pytest.approx(json.loads((project / "metrics.json").read_text()))
+    assert metrics_of(training) == pytest.approx(expected)
+    assert expected != json.loads((project / "metrics.json").read_text())
 
 
 def test_stage_that_fails_ends_the_run(flow: dict[str, Any], platform: Platform) -> None:
@@ -121,9 +111,7 @@ def test_unpushed_data_is_refused(project: Path, platform: Platform, projects: P
     )
     refused = platform.cli("project", "to-flow", str(project), "--name", "later")
     assert refused.returncode == 1
-    assert "data/prepared: its data is not in s3://dvc/becomes-a-flow yet\n  dvc push" in (
-        refused.stderr
-    )
+    assert "data/prepared: its data is not in s3://dvc/first-day yet\n  dvc push" in refused.stderr
     assert not (platform.flow_dir / "later").exists()
     projects.run(project, "dvc", "push")
     made = platform.cli("project", "to-flow", str(project), "--name", "later")
@@ -139,3 +127,4 @@ def test_unpushed_data_is_refused(project: Path, platform: Platform, projects: P
     )
     content = yaml.safe_load((platform.flow_dir / "later" / "flow.yaml").read_text())
     assert content["parameters"]["data"] in shown.stdout
+    restore(project, projects)

@@ -8,7 +8,8 @@ from typing import Any
 
 import httpx
 import pytest
-from stacks.fixtures import completed, ports, wait_for, write_flow
+import yaml
+from stacks.fixtures import OneHost, completed, ports, wait_for, write_flow
 from stacks.images import SERVER
 from stacks.platform import Servers
 from stacks.projects import Host, Project, docker
@@ -39,6 +40,7 @@ class Platform:
         self.root = host.project()
         self.server = host.project("server")
         self.servers = Servers(host.env())
+        self.server_anew = f"{host.mark}:anew"  # other projects go on with the shipped image
         self.run_id = ""
 
     def use(self, project: Project) -> None:
@@ -85,20 +87,14 @@ class Platform:
 
 
 @pytest.fixture(scope="module")
-def platform(images: None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    """A platform with something in it, at first as the root's project."""
-    _ = images
-    host = Host(tmp_path_factory.mktemp("nothing-lost") / "host", ports())
-    write_flow(host.folder / "flows" / "kept")
-    host.preset()
-    host.init()
-    found = Platform(host)
-    try:
-        found.root.up()
-        found.fill()
-        yield found
-    finally:
-        host.remove()
+def platform(one_host: OneHost) -> Iterator[Platform]:
+    """A platform with something in it, at first as the root's project: nobody else's any more."""
+    write_flow(one_host.host.folder / "flows" / "kept")
+    found = Platform(one_host.host)
+    found.fill()
+    yield found
+    found.host.remove()
+    docker("image", "rm", found.server_anew, check=False)
 
 
 @pytest.fixture
@@ -137,20 +133,38 @@ def test_recreated_containers(platform: Platform, tmp_path: Path) -> None:
     """New containers, also of an image that was built anew, find the data of the old ones."""
     platform.use(platform.server)
     before = platform.server.containers()
-    platform.server.up("--force-recreate")
-    assert not set(before) & set(platform.server.containers())
-    platform.check()
-    shipped = docker("image", "inspect", "--format", "{{.Id}}", SERVER.tag).strip()
     (tmp_path / "Dockerfile").write_text(f"FROM {SERVER.tag}\nLABEL built=anew\n")
-    docker("build", "--quiet", "--tag", SERVER.tag, str(tmp_path))
+    anew = platform.server_anew
+    docker("build", "--quiet", "--tag", anew, str(tmp_path))
+    own = {"services": {name: {"image": anew} for name in ("setup", "prefect", "mlflow")}}
+    override = platform.server.folder / "compose.override.yaml"
+    override.write_text(yaml.safe_dump(own))
     try:
-        before = [platform.server.services()[name]["ID"] for name in ("prefect", "mlflow")]
-        platform.server.up()
-        after = [platform.server.services()[name]["ID"] for name in ("prefect", "mlflow")]
-        assert not set(before) & set(after)
+        platform.server.up("--force-recreate")
+        assert not set(before) & set(platform.server.containers())
+        assert {platform.server.services()[name]["Image"] for name in own["services"]} == {anew}
         platform.check()
     finally:
-        docker("tag", shipped, SERVER.tag)
+        override.unlink()
+
+
+def test_another_password(platform: Platform) -> None:
+    """A password that is not the volume's is refused with what it must be."""
+    platform.root.down()
+    env = platform.host.folder / "server" / ".env"
+    right = env.read_text()
+    password = platform.host.env("server")["POSTGRES_PASSWORD"]
+    try:
+        env.write_text(right.replace(f"POSTGRES_PASSWORD={password}", "POSTGRES_PASSWORD=other"))
+        done = platform.server.compose("up", "--detach", "--wait", timeout=240)
+        assert done.returncode != 0
+        told = platform.server.compose("logs", "setup").stdout
+        assert "password authentication failed" in told
+        assert "POSTGRES_PASSWORD the one it was first started with?" in told
+    finally:
+        env.write_text(right)
+    platform.server.up()
+    platform.check()
 
 
 def test_second_project_is_refused(platform: Platform) -> None:
@@ -201,25 +215,6 @@ def test_refused_project_does_not_lie_in_wait(lone: Host) -> None:
         return restarts == "1" and holder.services()["postgres"]["Health"] == "healthy"
 
     wait_for(is_back, 60)
-
-
-def test_another_password(platform: Platform) -> None:
-    """A password that is not the volume's is refused with what it must be."""
-    platform.use(platform.server)
-    env = platform.host.folder / "server" / ".env"
-    right = env.read_text()
-    password = platform.host.env("server")["POSTGRES_PASSWORD"]
-    try:
-        env.write_text(right.replace(f"POSTGRES_PASSWORD={password}", "POSTGRES_PASSWORD=other"))
-        done = platform.server.compose("up", "--detach", "--wait", timeout=240)
-        assert done.returncode != 0
-        told = platform.server.compose("logs", "setup").stdout
-        assert "password authentication failed" in told
-        assert "POSTGRES_PASSWORD the one it was first started with?" in told
-    finally:
-        env.write_text(right)
-    platform.server.up()
-    platform.check()
 
 
 @pytest.mark.parametrize("victims", [("postgres",), SERVERS], ids=["postgres", "all"])

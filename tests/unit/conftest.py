@@ -1,16 +1,11 @@
 """A real S3 server for the tests of what reads and writes objects; no Prefect server."""
 
-import os
 from collections.abc import Iterator
 
 import pytest
 from s3_server import open_bucket, serve_s3
 
 from mlops.storage import ObjectStore
-
-# Prefect's client would start a server of its own for whatever a test logs or emits.
-os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
-os.environ["PREFECT_LOGGING_TO_API_ENABLED"] = "false"
 
 
 @pytest.fixture(scope="session")
