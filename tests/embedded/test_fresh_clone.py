@@ -1,19 +1,16 @@
-"""A stranger's first minutes: clone, `./mlops demo`, again, down; and root's.
+"""A stranger's first minutes: clone, `./mlops demo`, again, down; as a user without any rights.
 
-Root finds the clone as the user left it, without the platform: what differs for root is where that
-lies, and whose processes it is. As root flows are trained wherever root runs the other tests.
+What root does differently is tested with the others, where root runs them.
 """
 
 import json
 import os
 import pwd
 import shlex
-import shutil
 import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -74,30 +71,19 @@ def _ordinary_user() -> str:
     return "nobody" if me == "root" else me
 
 
-@pytest.fixture(scope="module")
-def home() -> Iterator[Path]:
-    """A folder with a clone in it."""
+@pytest.fixture
+def stranger() -> Iterator[Stranger]:
+    """Somebody with a clone in an otherwise empty home, whose platform is gone at the end."""
+    user = _ordinary_user()
     with tempfile.TemporaryDirectory(prefix="mlops-stranger-") as folder:
-        subprocess.run(["git", "clone", "--quiet", PROJECT, Path(folder, "clone")], check=True)
-        yield Path(folder)
-
-
-@contextmanager
-def at_home(user: str, home: Path) -> Iterator[Stranger]:
-    """Give the folder to a user; at the end the user's platform is gone."""
-    if os.geteuid() == 0:
-        subprocess.run(["chown", "--recursive", user, home], check=True)
-    stranger = Stranger(user, home, home / "clone")
-    try:
+        home = Path(folder)
+        subprocess.run(["git", "clone", "--quiet", PROJECT, home / "clone"], check=True)
+        if os.geteuid() == 0:
+            subprocess.run(["chown", "--recursive", user, home], check=True)
+        stranger = Stranger(user, home, home / "clone")
         yield stranger
-    finally:
         if stranger.processes():
             stranger.call("local", "down")
-        platform = stranger.clone / ".mlops"
-        database = platform / "postgres"
-        if database.is_symlink():  # root's lies outside of a folder that only root may enter
-            shutil.rmtree(database.resolve())
-        shutil.rmtree(platform, ignore_errors=True)  # there is none if the demo failed early
 
 
 def documented() -> list[str]:
@@ -130,38 +116,26 @@ def assert_trained(servers: Servers, flow_run_id: str) -> None:
 
 @pytest.mark.requires("package-index")
 @pytest.mark.timeout(600)
-def test_demo_in_a_fresh_clone(home: Path) -> None:
+def test_demo_in_a_fresh_clone(stranger: Stranger) -> None:
     """The demo trains from nothing, and again; the README's commands work; all ends by `down`."""
-    with at_home(_ordinary_user(), home) as stranger:
-        first = stranger.call("demo")
-        assert first.returncode == 0
-        second = stranger.call("demo", "--json")
-        assert second.returncode == 0
-        report = json.loads(second.stdout)
-        assert report["state"] == "Completed"
-        assert report["accuracy"] >= 0.95
-        assert report["model"] == "digits/2"
-        said = {}
-        for command in documented():
-            done = stranger.call(*shlex.split(command)[1:], folder=stranger.clone)
-            assert done.returncode == 0, command
-            said[command] = done.stdout
-        (followed,) = (text for command, text in said.items() if " --follow --param c=5" in command)
-        assert "unseen digits correctly" in followed
-        assert "Completed" in followed
-        up = stranger.call("local", "up", "--json")
-        platform = reported_platform(home, home, json.loads(up.stdout))
-        assert_trained(Servers(platform), followed.split("/runs/flow-run/")[1].split()[0])
-        assert stranger.call("local", "down").returncode == 0
-        assert stranger.processes() == []
-
-
-@pytest.mark.requires("package-index", "root")
-@pytest.mark.timeout(600)
-def test_platform_of_root(home: Path) -> None:
-    """Root's platform comes up and goes down as well, though PostgreSQL does not run as root."""
-    with at_home("root", home) as stranger:
-        assert stranger.call("local", "up").returncode == 0
-        assert (stranger.clone / ".mlops" / "postgres").is_symlink()
-        assert stranger.call("local", "down").returncode == 0
-        assert stranger.processes() == []
+    first = stranger.call("demo")
+    assert first.returncode == 0
+    second = stranger.call("demo", "--json")
+    assert second.returncode == 0
+    report = json.loads(second.stdout)
+    assert report["state"] == "Completed"
+    assert report["accuracy"] >= 0.95
+    assert report["model"] == "digits/2"
+    said = {}
+    for command in documented():
+        done = stranger.call(*shlex.split(command)[1:], folder=stranger.clone)
+        assert done.returncode == 0, command
+        said[command] = done.stdout
+    (followed,) = (text for command, text in said.items() if " --follow --param c=5" in command)
+    assert "unseen digits correctly" in followed
+    assert "Completed" in followed
+    up = stranger.call("local", "up", "--json")
+    platform = reported_platform(stranger.home, stranger.home, json.loads(up.stdout))
+    assert_trained(Servers(platform), followed.split("/runs/flow-run/")[1].split()[0])
+    assert stranger.call("local", "down").returncode == 0
+    assert stranger.processes() == []

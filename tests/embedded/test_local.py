@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import stat
@@ -241,12 +242,15 @@ def test_ctrl_c_during_up_leaves_nothing(own_home: Path, own_flow_dir: Path) -> 
 
 @pytest.fixture(scope="module")
 def beside(open_folder: Path) -> Iterator[Path]:
-    """The home of a platform beside the session's and the broken one."""
-    home = open_folder / "beside"
+    """The home of a platform beside the session's and the broken one; nobody else may enter it."""
+    closed = open_folder / "closed"
+    closed.mkdir(mode=0o700)
+    home = closed / "beside"
     yield home
     result = run_cli("local", "down", environment=shell_environment(home, open_folder))
     assert result.returncode == 0, result.stderr
     assert platform_processes(home) == []
+    shutil.rmtree((home / "postgres").resolve())
 
 
 def test_up_after_an_interrupt_takes_free_ports_and_says_so(
@@ -269,6 +273,8 @@ def test_up_after_an_interrupt_takes_free_ports_and_says_so(
     assert result.returncode == 0, result.stderr
     assert f"port {busy} is busy: mlflow listens on" in result.stdout
     assert "credentials.env" in result.stdout
+    # As root it is another user who has to reach the database.
+    assert (beside / "postgres").is_symlink() == (os.geteuid() == 0)
     log = (own_home / "logs" / "supervisor.log").read_text()
     # Of this start: the interrupted one is further up in the log.
     assert log.rindex("exited: setup") < log.rindex("spawned: 'prefect'")

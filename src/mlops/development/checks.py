@@ -18,7 +18,7 @@ LINTERS = {
 }
 # A good part of the tests waits for servers, which each worker starts for itself (1 GB of memory).
 # `-n0` among the arguments turns it off again.
-WORKERS = (f"--numprocesses={min(os.cpu_count() or 1, 3) + 1}", "--dist=loadfile")
+WORKERS = (f"--numprocesses={min(os.cpu_count() or 1, 3) + 2}", "--dist=loadfile")
 # Alone, and ended by the first that fails again; none at all where pytest knows of no failures.
 AGAIN = ("--last-failed", "--last-failed-no-failures=none", "--exitfirst", "--numprocesses=0")
 _TESTS_FAILED = 1
