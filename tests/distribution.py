@@ -6,6 +6,9 @@ Docker projects in two groups, of which one shares a host on which everything ru
 server for hosts apart; and those about experiment projects, which share the projects' packages.
 """
 
+import os
+from contextlib import suppress
+
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
@@ -23,6 +26,9 @@ TOGETHER = {
 }
 # What takes longest comes first, so that no worker is left alone with it in the end.
 ORDER = (*DOCKER, "embedded", "unit")
+# Docker's two groups take longest from their first test to their last, though they mostly wait for
+# stacks: what they ask for is done first.
+NICENESS_OF_OTHERS = 5
 LAST_ON_ONE_HOST = "test_nothing_lost.py"  # leaves nothing as it was
 SLOW_UNITS = ("test_environments.py", "test_bootstrap.py", "test_locks.py", "test_wheel.py")
 
@@ -46,6 +52,14 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ModuleS
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Bring the folders into their order, any other one last, and slow modules to their front."""
     items.sort(key=lambda item: _place(_folder(item.nodeid), item.path.name))
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Let other tests, and all that they start, stand back behind those with Docker."""
+    with suppress(PermissionError):  # only root may go back
+        niceness = 0 if needs_docker(item) else NICENESS_OF_OTHERS
+        os.setpriority(os.PRIO_PROCESS, 0, niceness)
 
 
 def needs_docker(item: pytest.Item) -> bool:
