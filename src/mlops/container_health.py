@@ -2,9 +2,9 @@
 
     python -IS container_health.py prefect | mlflow | heartbeat
 
-A check runs twice a minute or more for as long as the platform is up. As a command of `mlops` it took
-0.4 s of a core each time, most of that for imports; this takes 0.02 s. So it stands alone, in
-Python without site packages, with nothing of ours imported, and reads the environment by itself.
+A check runs two or three times a minute for as long as the platform is up. As a command of `mlops`
+it took 0.4 s of a core each time, most of that for imports; this takes 0.02 s. So it stands alone,
+in Python without site packages, with nothing of ours imported, and reads the environment by itself.
 """
 
 import os
