@@ -132,10 +132,12 @@ def test_up_with_half_an_env(images: None, initialised: Host) -> None:
             done = server.compose("up", "--detach", "--wait", timeout=240)
             assert done.returncode != 0
             assert 'service "minio-volume" didn\'t complete successfully' in done.stderr
-            assert told in server.compose("logs").stdout
+            # Docker may still be writing down what the job has said.
+            wait_for(lambda: told in server.compose("logs").stdout, 30)
             give(None)
             assert "healthy" in server.compose("ps").stdout
-            assert told in server.compose("logs").stdout
+            # Docker may still be writing down what the job has said.
+            wait_for(lambda: told in server.compose("logs").stdout, 30)
             assert server.compose("down").returncode == 0
             assert server.containers() == []
     finally:
