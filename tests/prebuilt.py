@@ -20,5 +20,6 @@ def prebuilt(tmp_path_factory: pytest.TempPathFactory) -> Path:
         if not folder.exists():
             folder.mkdir()
             build = [sys.executable, "-m", "mlops.agent.prebuild", str(folder), str(LOCK)]
-            subprocess.run(build, capture_output=True, check=False)
+            done = subprocess.run(build, capture_output=True, text=True, check=False)
+            print(done.stderr, file=sys.stderr)  # shown where a test fails for want of it
     return folder

@@ -19,6 +19,8 @@ from mlops.identities import Addresses, ClientRole, role_environment
 # What a developer's shell may hold and a test must not see.
 FOREIGN_PREFIXES = ("AWS_", "MLFLOW_", "MLOPS_", "PREFECT_", "POOL_", "FLOW_DIR")
 PREBUILT_VARIABLE = "MLOPS_PREBUILT_DIR"
+# For the agents of all platforms, once it is there: nothing, or the variable and its value.
+_prebuilt: dict[str, str] = {}
 
 
 class Platform(NamedTuple):
@@ -48,10 +50,6 @@ def shell_environment(home: Path, flow_dir: Path) -> dict[str, str]:
     """Return the environment of a user whose platform lives in `home`."""
     kept = {k: v for k, v in os.environ.items() if not k.startswith(FOREIGN_PREFIXES)}
     return kept | _prebuilt | {"MLOPS_HOME": str(home), "FLOW_DIR": str(flow_dir)}
-
-
-# For the agents of all platforms, once it is there: nothing, or the variable and its value.
-_prebuilt: dict[str, str] = {}
 
 
 def run_cli(

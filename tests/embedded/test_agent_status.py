@@ -44,7 +44,8 @@ def test_run_is_seen_while_it_runs_and_counted_when_it_has_ended(
 ) -> None:
     """The command and the metrics tell of the run, its slot, its start and what the caches hold."""
     go_on = tmp_path / "go-on"
-    folder = write_flow(tmp_path / "seen", WAIT.format(str(go_on)))
+    own = {"requirements.txt": "six==1.15.0\n"}  # without any it has what is there already
+    folder = write_flow(tmp_path / "seen", WAIT.format(str(go_on)), files=own)
     assert platform.cli("flows", "register", str(folder)).returncode == 0
     agent = asked(platform)
     before, address = agent["status"], agent["address"]
@@ -88,10 +89,8 @@ def test_run_is_seen_while_it_runs_and_counted_when_it_has_ended(
     status, now = agent["status"], metrics(address)
     caches = {each["name"]: each for each in status["caches"]}
     for name in ("environments", "code"):
-        size = now["mlops_agent_cache_size_bytes", name]
-        assert size == caches[name]["size_bytes"]
-        assert (size > 0) == (caches[name]["entries"] > 0)
-    assert caches["code"]["entries"] >= 1
+        assert caches[name]["entries"] >= 1
+        assert now["mlops_agent_cache_size_bytes", name] == caches[name]["size_bytes"] > 0
     for use in ("hits", "misses"):
         assert now[f"mlops_agent_cache_{use}_total", "code"] == caches["code"][use]
     assert caches["code"]["hits"] + caches["code"]["misses"] >= 1

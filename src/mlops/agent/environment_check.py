@@ -15,11 +15,9 @@ from mlops.garbage import NEW_OBJECTS
 
 # What is imported stays (mlops.garbage, which is not in the environment).
 _COLLECT_SELDOM = f"import gc; gc.set_threshold({NEW_OBJECTS})\n"
-_CHECK = _COLLECT_SELDOM + "import prefect.engine, prefect_aws, mlflow"
+_CHECK = "import prefect.engine, prefect_aws, mlflow"
 # What a flow is known to import is compiled on the way. What that says, its runs will.
-_IMPORT_EACH = (
-    _COLLECT_SELDOM
-    + """
+_IMPORT_EACH = """
 import importlib, sys
 for name in sys.argv[1:]:
     try:
@@ -27,7 +25,6 @@ for name in sys.argv[1:]:
     except BaseException:
         pass
 """
-)
 _LIMIT_SECONDS = 300.0
 _LOW_PRIORITY = 15  # of nice's 19
 
@@ -61,7 +58,7 @@ def find_fault(
         for code in (_CHECK, _IMPORT_EACH) if modules else (_CHECK,):
             try:
                 run_process(
-                    [*priority, str(python), "-c", code, *modules],
+                    [*priority, str(python), "-c", _COLLECT_SELDOM + code, *modules],
                     folder=Path(scratch),
                     environment=environment,
                     on_line=lambda _: None,
