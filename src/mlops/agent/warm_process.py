@@ -25,9 +25,13 @@ class WarmProcess:
         self.pid = pid
         self.returncode: int | None = None
         self._life_line = life_line
-        self._descriptor = os.pidfd_open(pid)
         self._gone = asyncio.Event()
-        asyncio.get_running_loop().add_reader(self._descriptor, self._notice_end)
+        try:
+            self._descriptor = os.pidfd_open(pid)
+        except ProcessLookupError:  # its parent has collected it already
+            self._gone.set()
+        else:
+            asyncio.get_running_loop().add_reader(self._descriptor, self._notice_end)
         # What its parent says; None: that is gone.
         self.status: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
 

@@ -4,15 +4,17 @@ import asyncio
 import os
 import signal
 import sys
+import time
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 import psutil
+import pytest
 
 from mlops.agent.environments import Environment, EnvironmentCache
 from mlops.agent.run_processes import ATTEMPT_VARIABLE
 from mlops.agent.warm_pool import WarmEnvironment, WarmPool
-from mlops.agent.warm_server import ForkRequest
+from mlops.agent.warm_server import ForkRequest, WarmServer
 
 VARIABLES = {"PATH": os.defpath, "PREFECT_HOME": "/nonexistent"}
 
@@ -95,5 +97,30 @@ def test_forked_process_shows_its_mark_and_its_end(tmp_path: Path) -> None:
         assert psutil.Process(process.pid).environ()[ATTEMPT_VARIABLE] == mark
         process.signal_group(signal.SIGKILL)
         assert await process.wait() == -signal.SIGKILL
+
+    in_pool(tmp_path, 1, act)
+
+
+def test_forked_process_that_ends_before_the_agent_looks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a busy machine the server may have collected it by then; its end is known all the same."""
+    await_start = WarmServer._await_start
+
+    async def await_start_and_end(server: WarmServer, life_line: asyncio.StreamReader) -> int:
+        pid = await await_start(server, life_line)
+        while psutil.pid_exists(pid):
+            time.sleep(0.01)  # noqa: ASYNC251  # the agent does nothing meanwhile
+        return pid
+
+    monkeypatch.setattr(WarmServer, "_await_start", await_start_and_end)
+
+    async def act(pool: WarmPool) -> None:
+        entry = pool.want(environment(tmp_path, "one"), VARIABLES)
+        await until(lambda: entry.server)
+        assert entry.server
+        no_folder = str(tmp_path / "missing")
+        process = await entry.server.fork(ForkRequest(VARIABLES, no_folder, stream_output=False))
+        assert await process.wait() == 1
 
     in_pool(tmp_path, 1, act)
