@@ -7,6 +7,7 @@ A test whose demand is not met is skipped, with the reason. Where the whole suit
 function below that returns why it is not met.
 """
 
+import gc
 import os
 import shutil
 import signal
@@ -20,8 +21,10 @@ import pytest
 from inotify_limit import ONE_WATCH
 from memory_cgroups import make_memory_cgroup
 
+from mlops.garbage import collect_seldom
 from mlops.uv_program import find_uv
 
+collect_seldom()
 # Prefect's client would start a server of its own for whatever a test logs or emits. Before any
 # other module: Prefect reads its settings when it is imported.
 os.environ["PREFECT_SERVER_ALLOW_EPHEMERAL_MODE"] = "false"
@@ -167,6 +170,11 @@ DEMANDS: dict[str, Callable[[], str]] = {
 def pytest_configure() -> None:
     """Let what the tests start be interrupted: a job in a shell's background ignores Ctrl-C."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def pytest_collection_finish() -> None:
+    """Let what was imported for the tests never be looked through for garbage again."""
+    gc.freeze()
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

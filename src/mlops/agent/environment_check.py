@@ -11,10 +11,9 @@ from mlops.agent.uv_process import (
     clean_environment,
     run_process,
 )
-from mlops.garbage import NEW_OBJECTS
 
-# What is imported stays (mlops.garbage, which is not in the environment).
-_COLLECT_SELDOM = f"import gc; gc.set_threshold({NEW_OBJECTS})\n"
+# What is imported stays: it is not looked through for garbage, neither meanwhile nor at the end.
+_COLLECT_NOTHING = "import atexit, gc; gc.disable(); atexit.register(gc.freeze)\n"
 _CHECK = "import prefect.engine, prefect_aws, mlflow"
 # What a flow is known to import is compiled on the way. What that says, its runs will.
 _IMPORT_EACH = """
@@ -58,7 +57,7 @@ def find_fault(
         for code in (_CHECK, _IMPORT_EACH) if modules else (_CHECK,):
             try:
                 run_process(
-                    [*priority, str(python), "-c", _COLLECT_SELDOM + code, *modules],
+                    [*priority, str(python), "-c", _COLLECT_NOTHING + code, *modules],
                     folder=Path(scratch),
                     environment=environment,
                     on_line=lambda _: None,

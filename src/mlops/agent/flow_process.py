@@ -239,6 +239,7 @@ def run_engine(folder: str) -> None:
         sys.path.insert(0, folder)
     with seldom_collected(), contextlib.suppress(ImportError):
         importlib.import_module(ENGINES_NEED)
+    gc.freeze()  # to look through all of it once more at the end takes a quarter of a second
     expect_server(os.environ.get("PREFECT_API_URL", ""))
     sys.argv = [__file__]
     sys.modules.pop(ENGINE, None)  # a warm process has it as a module, which runpy warns of
