@@ -85,7 +85,9 @@ def _debian() -> list[tuple[str, str]]:
     known = run([*query, f"{repository} $(ORIGIN)"]).splitlines()
     foreign = {line.rpartition(" ")[0] for line in known if not line.endswith(" Debian")}
     found = []
-    for line in run([*query, repository, "--no-release-info"]).splitlines():
+    # Among no lists at all, which are a second's work to read and say nothing of the rest.
+    no_lists = ("--no-release-info", "--option", "Dir::State::lists=/nonexistent")
+    for line in run([*query, repository, *no_lists]).splitlines():
         address, release, component = line.split()
         name = RELEASE.fullmatch(release)
         if name and component == "main" and line not in foreign:

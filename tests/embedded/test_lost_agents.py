@@ -113,7 +113,10 @@ class World:
         return self.server
 
     def start_agent(self, host: str, pool: str = POOL, **more: str) -> subprocess.Popen[bytes]:
-        """Start an agent whose cache no other host has; environments they share, to save time."""
+        """Start an agent whose cache no other host has; environments they share, to save time.
+
+        For the same reason most have no process from which more runs could be forked.
+        """
         cache = self.folder / host
         cache.mkdir(exist_ok=True)
         shared = self._platform.home / "agent" / "environments"
@@ -126,6 +129,7 @@ class World:
             "POOL_NAME": pool,
             "MLOPS_CACHE_DIR": str(cache),
             "MLOPS_STOP_SECONDS": str(STOP_SECONDS),
+            "MLOPS_WARM_ENVIRONMENTS": "0",
             "PREFECT_HOME": str(cache / "prefect"),
         }
         name = ("--name", host, "--limit", "20")
@@ -283,7 +287,8 @@ def returned(world: World, frozen: Frozen) -> tuple[Lost, subprocess.Popen[bytes
     """Runs whose host lost its power, and the agent that is started there again."""
     del frozen
     lost = start_and_lose(world, "host", heartbeat="30")
-    return lost, world.start_agent("host-again", MLOPS_CACHE_DIR=str(world.folder / "host"))
+    host = {"MLOPS_CACHE_DIR": str(world.folder / "host"), "MLOPS_WARM_ENVIRONMENTS": "1"}
+    return lost, world.start_agent("host-again", **host)
 
 
 def assert_right_ends(world: World, lost: Lost, reason: str) -> None:
@@ -372,9 +377,10 @@ def test_stopped_agent_drains(world: World) -> None:
 def test_run_without_an_object_store_fails_with_the_reason(world: World) -> None:
     """It does not wait for ever for its code, and its message says what did not answer."""
     started = world.start("starved")
-    world.start_agent("starved", STARVED_POOL, AWS_ENDPOINT_URL_S3="http://127.0.0.1:9")
+    agent = world.start_agent("starved", STARVED_POOL, AWS_ENDPOINT_URL_S3="http://127.0.0.1:9")
     failed = world.wait(started, "FAILED")
     assert "http://127.0.0.1:9 does not answer" in failed["state"]["message"]
+    agent.kill()
 
 
 def test_late_runs_follow_the_policy(world: World) -> None:
@@ -388,8 +394,7 @@ def test_late_runs_follow_the_policy(world: World) -> None:
     for policy in POLICIES:
         late = lambda policy=policy: all(r["state_name"] == "Late" for r in runs(policy))  # noqa: E731
         wait_for(late, 120)
-    for host in ("late", "later"):
-        world.start_agent(host, LATE_POOL)
+    agents = [world.start_agent(host, LATE_POOL) for host in ("late", "later")]
 
     def ends(policy: str) -> list[str] | None:
         found = runs(policy)
@@ -404,6 +409,8 @@ def test_late_runs_follow_the_policy(world: World) -> None:
         message = runs(policy)[0]["state"]["message"]
         assert message.startswith("a later run was due at ")
         assert message.endswith(f"(late: {policy})")
+    for agent in agents:
+        agent.kill()
 
 
 def test_silent_run_is_known_by_its_heartbeat(

@@ -119,7 +119,7 @@ def test_down_and_up(platform: Platform) -> None:
     platform.use(platform.root)
     platform.check()
     platform.root.down()
-    platform.root.up()
+    platform.root.up("prefect", "mlflow")  # and what they need, which is where the data is
     platform.check()
 
 
