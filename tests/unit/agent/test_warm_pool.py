@@ -105,7 +105,7 @@ def test_forked_process_that_ends_before_the_agent_looks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On a busy machine the server may have collected it by then; its end is known all the same."""
-    await_start = WarmServer._await_start
+    await_start = WarmServer._await_start  # noqa: SLF001
 
     async def await_start_and_end(server: WarmServer, life_line: asyncio.StreamReader) -> int:
         pid = await await_start(server, life_line)
