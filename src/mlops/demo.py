@@ -16,9 +16,8 @@ from pydantic import BaseModel, ConfigDict
 from mlops.errors import MlopsError
 
 if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
-
     from mlops.local.startup import Started
+    from mlops.prefect_api import PrefectApi
 
 FLOW = Path("flows/digits")
 COMPLETED = "Completed"
@@ -107,7 +106,7 @@ def _train(folder: Path, started: "Started", steps: Steps) -> DemoReport:
     """Register the flow, run it, follow it, and collect what came out."""
     from mlops import lineage
     from mlops.mlflow_api import MlflowApi
-    from mlops.prefect_api import PrefectApi, connect
+    from mlops.prefect_api import connect
     from mlops.runs import following
     from mlops.scheduler import runs
     from mlops.scheduler.listing import next_run
@@ -116,16 +115,16 @@ def _train(folder: Path, started: "Started", steps: Steps) -> DemoReport:
     from mlops.settings import MlflowSettings, SchedulerSettings
 
     settings = SchedulerSettings.from_environment()
-    with connect(settings) as client:
+    with connect(settings) as api:
         with steps.step("register flows/digits"):
             with Registrar(settings, warn=warn, show_upload=show_upload) as registrar:
                 (registration,) = registrar.register([folder])
             if isinstance(registration, Refusal):
                 raise MlopsError(registration.message)
-        flow_run = runs.start_run(client, registration.deployment_id, {})
+        flow_run = runs.start_run(api, registration.deployment_id, {})
         last = None
         with steps.step("run it on the agent") as show:
-            for event in following.follow(client, flow_run.id):
+            for event in following.follow(api, flow_run.id):
                 if isinstance(event, following.StateChange):
                     last = event
                     show(event.name)
@@ -133,10 +132,10 @@ def _train(folder: Path, started: "Started", steps: Steps) -> DemoReport:
                     show(str(event))
                 else:
                     show(event.message)
-        for name, seconds in _run_steps(client, flow_run.id).items():
+        for name, seconds in _run_steps(api, flow_run.id).items():
             steps.add(f"  {name}", seconds)
         # The one that the server has scheduled, else the one that it will.
-        due = next_run(PrefectApi(settings), registration.deployment_id) or registration.next_run
+        due = next_run(api, registration.deployment_id) or registration.next_run
     tracked = MlflowApi(MlflowSettings.from_environment()).find_run(
         lineage.FLOW_RUN, str(flow_run.id)
     )
@@ -158,17 +157,17 @@ def _train(folder: Path, started: "Started", steps: Steps) -> DemoReport:
     )
 
 
-def _run_steps(client: "SyncPrefectClient", flow_run_id: UUID) -> dict[str, float]:
+def _run_steps(api: "PrefectApi", flow_run_id: UUID) -> dict[str, float]:
     """Return the seconds until the flow began and those of each of its tasks, in their order."""
-    from prefect.client.schemas.filters import FlowRunFilter, FlowRunFilterId
-
-    run = client.read_flow_run(flow_run_id)
-    this_run = FlowRunFilter(id=FlowRunFilterId(any_=[flow_run_id]))
-    tasks = [t for t in client.read_task_runs(flow_run_filter=this_run) if t.start_time]
-    waited = (run.start_time - run.created).total_seconds() if run.start_time and run.created else 0
+    run = api.send("GET", f"/flow_runs/{flow_run_id}")
+    keys = ("created", "start_time")
+    times = [dt.datetime.fromisoformat(run[key]) for key in keys if run[key]]
+    waited = (times[-1] - times[0]).total_seconds() if times else 0
+    query = {"flow_runs": {"id": {"any_": [str(flow_run_id)]}}}
+    tasks = [task for task in api.post("/task_runs/filter", query) if task["start_time"]]
     return {"pick-up and environment": waited} | {
-        task.name.rpartition("-")[0] or task.name: task.total_run_time.total_seconds()
-        for task in sorted(tasks, key=lambda task: str(task.start_time))
+        task["name"].rpartition("-")[0] or task["name"]: task["total_run_time"]
+        for task in sorted(tasks, key=lambda task: str(task["start_time"]))
     }
 
 

@@ -1,12 +1,11 @@
 """The Prefect server as a client of ours sees it, with errors that a user can act on."""
 
-import os
 import re
 import ssl
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Literal
+from contextlib import closing, contextmanager
+from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
 import httpx
@@ -16,13 +15,11 @@ from mlops import __version__
 from mlops.errors import CredentialsError, MlopsError
 from mlops.settings import PrefectSettings
 
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
-
 VERSION_HEADER = "mlops-version"  # of our Prefect server's answers: the release it runs
 CONNECT_TIMEOUT_SECONDS = 5.0
 TIMEOUT_SECONDS = 30.0
 RETRY_SECONDS = 2.0
+RETRIES = 10  # of somebody who looks on while a server starts anew
 PAGE = 200  # the most that the server returns at once
 OVERLAP = 20  # of two pages
 
@@ -55,9 +52,9 @@ class RefusedRequestError(MlopsError):
 
 
 class PrefectApi:
-    """The server's REST API, for what should not wait for the import of Prefect's client.
+    """The server's REST API, for commands, which should not wait for Prefect's client.
 
-    That takes a second of a core, longer than all the rest of a registration.
+    Its import takes a second of a core, longer than all the rest of a registration.
 
     Args:
         settings: Address and identity.
@@ -221,36 +218,18 @@ def _login(settings: PrefectSettings) -> tuple[str, str] | None:
 
 
 @contextmanager
-def connect(settings: PrefectSettings) -> Iterator["SyncPrefectClient"]:
-    """Open Prefect's own client, after a check that the server is there.
+def connect(settings: PrefectSettings) -> Iterator[PrefectApi]:
+    """Open the API after a check that the server is there; `send` waits if it goes away then.
 
     Args:
         settings: Address and identity.
 
     Raises:
-        MlopsError: The server cannot be used; also when it goes away in the middle.
+        MlopsError: The server cannot be used.
     """
     check_server(settings)
-    # Prefect's settings are read from the environment when it is imported.
-    os.environ["PREFECT_API_URL"] = settings.prefect_api_url
-    if settings.prefect_api_auth_string:
-        os.environ["PREFECT_API_AUTH_STRING"] = settings.prefect_api_auth_string.get_secret_value()
-    from prefect.client.orchestration import get_client
-    from prefect.exceptions import PrefectHTTPStatusError
-
-    timeout = httpx.Timeout(TIMEOUT_SECONDS, connect=CONNECT_TIMEOUT_SECONDS)
-    try:
-        with get_client(httpx_settings={"timeout": timeout}, sync_client=True) as client:
-            yield client
-    except PrefectHTTPStatusError as error:
-        if error.response.status_code == httpx.codes.UNAUTHORIZED:
-            raise _refused(settings.prefect_api_url) from error
-        raise MlopsError(
-            f"{settings.prefect_api_url}: refused {_request(error.request)}: "
-            f"{error_detail(error.response)}"
-        ) from error
-    except httpx.HTTPError as error:
-        raise _unreachable(settings.prefect_api_url, error) from error
+    with closing(PrefectApi(settings, retries=RETRIES)) as api:
+        yield api
 
 
 def ensure_work_pool(api: PrefectApi, name: str) -> bool:

@@ -51,7 +51,7 @@ def reproduce(
     """
     import sys
 
-    from mlops.prefect_api import PrefectApi, connect
+    from mlops.prefect_api import connect
     from mlops.runs import reproduction
     from mlops.runs.chain import read_chain
     from mlops.runs.comparison import compare
@@ -61,12 +61,12 @@ def reproduce(
 
     settings = RunsSettings.from_environment()
     original = read_chain(settings, run)
-    with connect(settings) as client:
-        started = reproduction.reproduce(PrefectApi(settings), client, original)
+    with connect(settings) as api:
+        started = reproduction.reproduce(api, original)
         url = settings.run_url(started.id)
         if not as_json:
             print(f"run {started.name} of {started.deployment}: {url}")
-        state = show_events(follow(client, started.id), url=url, to_stderr=as_json)
+        state = show_events(follow(api, started.id), url=url, to_stderr=as_json)
     repeated = read_chain(settings, str(started.id))
     compared = compare(original.logged, repeated.logged, tolerance=tolerance, only=metric or ())
     changes = reproduction.differences(original, repeated)

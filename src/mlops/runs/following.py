@@ -3,13 +3,13 @@
 import datetime as dt
 import time
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import Any
 from uuid import UUID
 
+import httpx
 from pydantic import BaseModel, ConfigDict
 
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
+from mlops.prefect_api import PrefectApi, RefusedRequestError
 
 POLL_SECONDS = 0.5
 LATE_AFTER_SECONDS = 20.0
@@ -54,39 +54,70 @@ class Waiting(BaseModel):
 RunEvent = LogLine | StateChange | Waiting
 
 
-def follow(client: "SyncPrefectClient", flow_run_id: UUID) -> Iterator[RunEvent]:
+class _State(BaseModel):
+    """A run's state. Part of what the server answers."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    id: UUID
+    type: str
+    name: str | None
+    message: str | None
+    timestamp: dt.datetime
+
+    @property
+    def is_final(self) -> bool:
+        return self.type in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+
+
+class _Run(BaseModel):
+    """A run. Part of what the server answers."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    state: _State | None
+    work_pool_name: str | None
+    work_queue_name: str | None
+
+
+def follow(api: PrefectApi, flow_run_id: UUID) -> Iterator[RunEvent]:
     """Yield a run's states and log lines as they come; ends after its final state."""
-    log = _Log(client, flow_run_id)
+    log = _Log(api, flow_run_id)
     shown: UUID | None = None
     started = time.monotonic()
     said_late = False
     while True:
-        run = client.read_flow_run(flow_run_id)
+        run = _read(api, flow_run_id)
         state = run.state
-        final = bool(state and state.is_final())
+        final = bool(state and state.is_final)
         yield from log.new_lines()
         if final:
             yield from _drain(log)
             # The agent may have told the reason meanwhile.
-            state = client.read_flow_run(flow_run_id).state
+            state = _read(api, flow_run_id).state
         if state and state.id != shown:
             shown = state.id
             yield StateChange(
                 timestamp=state.timestamp,
-                name=state.name or state.type.value.title(),
+                name=state.name or state.type.title(),
                 message=state.message or "",
                 is_final=final,
             )
         if final:
             return
         waited = time.monotonic() - started
-        if state and state.is_scheduled() and waited > LATE_AFTER_SECONDS and not said_late:
+        is_late = state and state.type == "SCHEDULED" and waited > LATE_AFTER_SECONDS
+        if is_late and not said_late:
             said_late = True
             yield Waiting(
                 message=f"not picked up after {waited:.0f} s: is an agent serving work pool "
                 f"{run.work_pool_name!r}, queue {run.work_queue_name!r}?"
             )
         time.sleep(POLL_SECONDS)
+
+
+def _read(api: PrefectApi, flow_run_id: UUID) -> _Run:
+    return _Run.model_validate(api.send("GET", f"/flow_runs/{flow_run_id}"))
 
 
 def _drain(log: "_Log") -> Iterator[RunEvent]:
@@ -105,57 +136,49 @@ class _Log:
     Lines may arrive out of order; none is given twice.
     """
 
-    def __init__(self, client: "SyncPrefectClient", flow_run_id: UUID) -> None:
-        self._client = client
-        self._flow_run_id = flow_run_id
-        self._seen: set[UUID] = set()
-        self._tasks: dict[UUID, str] = {}
+    def __init__(self, api: PrefectApi, flow_run_id: UUID) -> None:
+        self._api = api
+        self._flow_run_id = str(flow_run_id)
+        self._seen: set[str] = set()
+        self._tasks: dict[str, str] = {}
 
     def new_lines(self) -> Iterator[LogLine]:
-        from prefect.client.schemas.filters import LogFilter, LogFilterFlowRunId
-        from prefect.client.schemas.sorting import LogSort
-
         ids = [self._flow_run_id, *self._subflow_runs()]
-        only_this_run = LogFilter(flow_run_id=LogFilterFlowRunId(any_=ids))
+        query = {"logs": {"flow_run_id": {"any_": ids}}, "sort": "TIMESTAMP_ASC", "limit": LOG_PAGE}
         # A line that arrives late sorts before lines that were seen, so one page back is read
         # again.
         offset = max(0, len(self._seen) - LOG_PAGE)
-        while page := self._client.read_logs(
-            only_this_run, limit=LOG_PAGE, offset=offset, sort=LogSort.TIMESTAMP_ASC
-        ):
+        while page := self._ask("/logs/filter", query | {"offset": offset}):
             for entry in page:
-                if entry.id not in self._seen:
-                    self._seen.add(entry.id)
+                if entry["id"] not in self._seen:
+                    self._seen.add(entry["id"])
                     yield LogLine(
-                        timestamp=entry.timestamp,
-                        level=entry.level,
-                        message=entry.message,
-                        task=self._task_name(entry.task_run_id),
+                        timestamp=entry["timestamp"],
+                        level=entry["level"],
+                        message=entry["message"],
+                        task=self._task_name(entry["task_run_id"]),
                     )
             offset += len(page)
             if len(page) < LOG_PAGE:
                 return
 
-    def _subflow_runs(self) -> list[UUID]:
-        from prefect.client.schemas.filters import (
-            FlowRunFilter,
-            FlowRunFilterParentFlowRunId,
-        )
+    def _subflow_runs(self) -> list[str]:
+        query = {"flow_runs": {"parent_flow_run_id": {"any_": [self._flow_run_id]}}}
+        return [child["id"] for child in self._ask("/flow_runs/filter", query)]
 
-        parent = FlowRunFilterParentFlowRunId(any_=[self._flow_run_id])
-        children = self._client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(parent_flow_run_id=parent)
-        )
-        return [child.id for child in children]
+    def _ask(self, path: str, query: dict[str, Any]) -> list[dict[str, Any]]:
+        answer: list[dict[str, Any]] = self._api.send("POST", path, query)
+        return answer
 
-    def _task_name(self, task_run_id: UUID | None) -> str | None:
-        from prefect.exceptions import ObjectNotFound
-
+    def _task_name(self, task_run_id: str | None) -> str | None:
         if task_run_id is None:
             return None
         if task_run_id not in self._tasks:
             try:
-                self._tasks[task_run_id] = self._client.read_task_run(task_run_id).name
-            except ObjectNotFound:  # its record arrives after its first lines
-                return str(task_run_id)
+                task = self._api.send("GET", f"/task_runs/{task_run_id}")
+            except RefusedRequestError as error:
+                if error.status_code != httpx.codes.NOT_FOUND:
+                    raise
+                return task_run_id  # its record arrives after its first lines
+            self._tasks[task_run_id] = task["name"]
         return self._tasks[task_run_id]

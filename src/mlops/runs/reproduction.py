@@ -1,6 +1,5 @@
 """A run done once more: the same code, requirements, parameters and data."""
 
-from typing import TYPE_CHECKING
 from uuid import UUID
 
 from pydantic import BaseModel, ConfigDict
@@ -10,9 +9,7 @@ from mlops.bundles import parse_prefix, pull_steps, pulled_bundle
 from mlops.errors import MlopsError
 from mlops.prefect_api import PrefectApi
 from mlops.runs.chain import Chain, read_deployment
-
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
+from mlops.runs.start import start_run
 
 TAG = "reproduction"  # of deployments that exist for this alone
 
@@ -27,15 +24,14 @@ class Started(BaseModel):
     deployment: str
 
 
-def reproduce(api: PrefectApi, client: "SyncPrefectClient", chain: Chain) -> Started:
+def reproduce(api: PrefectApi, chain: Chain) -> Started:
     """Start a run with the code, the parameters and the job variables of an earlier one.
 
     If the deployment has other code by now, or is gone, the run gets a deployment of its own,
     without a schedule, which stays for the next time. It keeps its code from being pruned.
 
     Args:
-        api: The Prefect server, for reads.
-        client: The Prefect server, for writes.
+        api: The Prefect server.
         chain: The earlier run.
 
     Raises:
@@ -64,22 +60,25 @@ def reproduce(api: PrefectApi, client: "SyncPrefectClient", chain: Chain) -> Sta
         bucket, prefix = code
         content_hash = str(parse_prefix(prefix))
         name = f"{chain.deployment or chain.flow}@{content_hash[: lineage.HASH_DIGITS]}"
-        deployment_id = client.create_deployment(
-            flow_id=run.flow_id,
-            name=name,
-            version=lineage.version_text(content_hash, run.fact(lineage.GIT_COMMIT)),
-            description=f"Earlier code of {chain.flow}, to do its runs once more.",
-            tags=[TAG],
-            entrypoint=entrypoint,
-            pull_steps=pull_steps(bucket, prefix),
-            work_pool_name=run.work_pool_name,
-            work_queue_name=run.work_queue_name,
-            job_variables=(current or {}).get("job_variables") or {},
-            enforce_parameter_schema=False,  # of the code of today; these were accepted once
-        )
-    started = client.create_flow_run_from_deployment(
+        fields = {
+            "flow_id": str(run.flow_id),
+            "name": name,
+            "version": lineage.version_text(content_hash, run.fact(lineage.GIT_COMMIT)),
+            "description": f"Earlier code of {chain.flow}, to do its runs once more.",
+            "tags": [TAG],
+            "entrypoint": entrypoint,
+            "pull_steps": pull_steps(bucket, prefix),
+            "work_pool_name": run.work_pool_name,
+            "work_queue_name": run.work_queue_name,
+            "job_variables": (current or {}).get("job_variables") or {},
+            # That of the code of today; these parameters were accepted once.
+            "enforce_parameter_schema": False,
+        }
+        deployment_id = UUID(api.send("POST", "/deployments/", fields)["id"])
+    started = start_run(
+        api,
         deployment_id,
-        parameters=run.parameters,
+        run.parameters,
         job_variables=run.job_variables or {},
         labels={lineage.REPRODUCES: str(run.id)},
     )

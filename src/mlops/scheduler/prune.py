@@ -3,20 +3,18 @@
 import datetime as dt
 from collections import defaultdict
 from collections.abc import Collection, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+import httpx
 from pydantic import BaseModel, ConfigDict
 
 from mlops import lineage
 from mlops.bundles import CODE_ROOT, MANIFEST_NAME, parse_prefix
 from mlops.errors import CredentialsError, MlopsError
-from mlops.prefect_api import PAGE, PrefectApi
+from mlops.prefect_api import PAGE, PrefectApi, RefusedRequestError
 from mlops.scheduler.deployments import read_all
 from mlops.scheduler.gone import GoneDeployment
 from mlops.storage import ObjectStore
-
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
 
 # A version without a deployment may be one that is being registered just now.
 YOUNG = dt.timedelta(hours=1)
@@ -74,14 +72,13 @@ def runs_in_progress(api: PrefectApi, gone: GoneDeployment) -> list[str]:
     return [run["name"] for run in api.post("/flow_runs/filter", query)]
 
 
-def delete(client: "SyncPrefectClient", gone: GoneDeployment) -> None:
+def delete(api: PrefectApi, gone: GoneDeployment) -> None:
     """Delete a deployment; its runs stay in Prefect's history, and its code in S3."""
-    from prefect.exceptions import ObjectNotFound
-
     try:
-        client.delete_deployment(gone.deployment.id)
-    except ObjectNotFound:  # somebody else was quicker
-        return
+        api.send("DELETE", f"/deployments/{gone.deployment.id}")
+    except RefusedRequestError as error:
+        if error.status_code != httpx.codes.NOT_FOUND:  # somebody else was quicker
+            raise
 
 
 def find_unused_code(api: PrefectApi, store: ObjectStore, days: float) -> list[CodeVersion]:

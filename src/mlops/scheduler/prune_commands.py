@@ -90,15 +90,13 @@ class _GoneDeployments:
 
     def remove(self, names: Collection[str]) -> Iterator[str]:
         """Remove those of some names that are gone still, and yield each one's name."""
-        from mlops.prefect_api import connect
         from mlops.scheduler.prune import delete
 
-        with connect(self._settings) as client:
-            # While a user thought about it a folder may have come back, or a run begun.
-            for gone in self._find():
-                if gone.name in names and not self._in_progress(gone):
-                    delete(client, gone)
-                    yield gone.name
+        # While a user thought about it a folder may have come back, or a run begun.
+        for gone in self._find():
+            if gone.name in names and not self._in_progress(gone):
+                delete(self._api, gone)
+                yield gone.name
 
     def _find(self) -> "list[GoneDeployment]":
         from mlops.scheduler.gone import find_gone

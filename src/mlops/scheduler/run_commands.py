@@ -48,17 +48,17 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Start a run now; with --follow the exit code says whether it completed."""
-    from mlops.prefect_api import PrefectApi, connect
+    from mlops.prefect_api import connect
     from mlops.runs import following
     from mlops.runs.printing import show_events
     from mlops.scheduler import runs
     from mlops.settings import SchedulerSettings
 
     settings = SchedulerSettings.from_environment()
-    with connect(settings) as client:
-        deployment = runs.find_deployment(PrefectApi(settings), target)
+    with connect(settings) as api:
+        deployment = runs.find_deployment(api, target)
         parameters = runs.parse_parameters(param or [], deployment.parameter_openapi_schema or {})
-        flow_run = runs.start_run(client, deployment.id, parameters)
+        flow_run = runs.start_run(api, deployment.id, parameters)
         url = settings.run_url(flow_run.id)
         report = {"flow_run_id": flow_run.id, "name": flow_run.name, "url": url}
         if not as_json:
@@ -67,7 +67,7 @@ def run(
             if as_json:
                 print_json(report)
             return
-        state = show_events(following.follow(client, flow_run.id), url=url, to_stderr=as_json)
+        state = show_events(following.follow(api, flow_run.id), url=url, to_stderr=as_json)
     completed = state is not None and state.name == "Completed"
     if as_json:
         message = state.message if state else ""

@@ -4,18 +4,16 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from uuid import UUID
 
 from mlops.errors import MlopsError, UsageError
-from mlops.prefect_api import PrefectApi
+from mlops.prefect_api import PrefectApi, RefusedRequestError
+from mlops.runs import start
+from mlops.runs.start import StartedRun
 from mlops.scheduler.deployments import Deployment, read_all, read_named
 from mlops.scheduler.flow_folder import check
 from mlops.scheduler.spec import find_flow_yaml
-
-if TYPE_CHECKING:
-    from prefect.client.orchestration import SyncPrefectClient
-    from prefect.client.schemas.objects import FlowRun
 
 PARAMETERS_REFUSED = {409, 422}  # of the statuses that Prefect answers to a new run
 
@@ -79,20 +77,16 @@ def parse_parameters(assignments: Sequence[str], schema: Mapping[str, Any]) -> d
     return parameters
 
 
-def start_run(
-    client: "SyncPrefectClient", deployment_id: UUID, parameters: dict[str, Any]
-) -> "FlowRun":
+def start_run(api: PrefectApi, deployment_id: UUID, parameters: Mapping[str, Any]) -> StartedRun:
     """Ask for a run of a deployment, now.
 
     Raises:
         UsageError: The parameters are not what the flow's schema asks for.
     """
-    from prefect.exceptions import PrefectHTTPStatusError
-
     try:
-        return client.create_flow_run_from_deployment(deployment_id, parameters=parameters)
-    except PrefectHTTPStatusError as error:
-        if error.response.status_code not in PARAMETERS_REFUSED:
+        return start.start_run(api, deployment_id, parameters)
+    except RefusedRequestError as error:
+        if error.status_code not in PARAMETERS_REFUSED:
             raise
-        detail = str(error.response.json().get("detail", ""))
-        raise UsageError(f"--param: {detail.removeprefix('Error creating flow run: ')}") from error
+        detail = error.detail.removeprefix("Error creating flow run: ")
+        raise UsageError(f"--param: {detail}") from error
