@@ -137,5 +137,5 @@ def wait_for(probe: Callable[[], Answer], limit_seconds: float) -> Answer:
     while not (answer := probe()):
         assert time.monotonic() < deadline, f"not within {limit_seconds} s"
         time.sleep(pause_seconds)
-        pause_seconds = min(pause_seconds * 1.2, 0.5)
+        pause_seconds = min(pause_seconds * 1.2, 1)
     return answer

@@ -76,11 +76,13 @@ def write_flow(folder: Path, *, more: str = "") -> Path:
 
 
 def wait_for(probe: Callable[[], Answer], limit_seconds: float) -> Answer:
-    """Return the probe's first truthy answer."""
+    """Return the probe's first truthy answer, asked ever more rarely: answers take time too."""
     deadline = time.monotonic() + limit_seconds
+    pause_seconds = 0.5
     while not (answer := probe()):
         assert time.monotonic() < deadline, f"not within {limit_seconds} s"
-        time.sleep(0.5)
+        time.sleep(pause_seconds)
+        pause_seconds = min(pause_seconds * 1.2, 2)
     return answer
 
 

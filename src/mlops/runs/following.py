@@ -66,6 +66,10 @@ class _State(BaseModel):
     timestamp: dt.datetime
 
     @property
+    def has_begun(self) -> bool:
+        return self.type not in {"SCHEDULED", "PENDING"}
+
+    @property
     def is_final(self) -> bool:
         return self.type in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 
@@ -90,6 +94,8 @@ def follow(api: PrefectApi, flow_run_id: UUID) -> Iterator[RunEvent]:
         run = _read(api, flow_run_id)
         state = run.state
         final = bool(state and state.is_final)
+        if state and state.has_begun:
+            log.find_subflows()
         yield from log.new_lines()
         if final:
             yield from _drain(log)
@@ -139,12 +145,18 @@ class _Log:
     def __init__(self, api: PrefectApi, flow_run_id: UUID) -> None:
         self._api = api
         self._flow_run_id = str(flow_run_id)
+        self._flow_run_ids = [self._flow_run_id]
         self._seen: set[str] = set()
         self._tasks: dict[str, str] = {}
 
+    def find_subflows(self) -> None:
+        query = {"flow_runs": {"parent_flow_run_id": {"any_": [self._flow_run_id]}}}
+        subflow_runs = self._ask("/flow_runs/filter", query)
+        self._flow_run_ids = [self._flow_run_id, *(child["id"] for child in subflow_runs)]
+
     def new_lines(self) -> Iterator[LogLine]:
-        ids = [self._flow_run_id, *self._subflow_runs()]
-        query = {"logs": {"flow_run_id": {"any_": ids}}, "sort": "TIMESTAMP_ASC", "limit": LOG_PAGE}
+        these_runs = {"flow_run_id": {"any_": self._flow_run_ids}}
+        query = {"logs": these_runs, "sort": "TIMESTAMP_ASC", "limit": LOG_PAGE}
         # A line that arrives late sorts before lines that were seen, so one page back is read
         # again.
         offset = max(0, len(self._seen) - LOG_PAGE)
@@ -161,10 +173,6 @@ class _Log:
             offset += len(page)
             if len(page) < LOG_PAGE:
                 return
-
-    def _subflow_runs(self) -> list[str]:
-        query = {"flow_runs": {"parent_flow_run_id": {"any_": [self._flow_run_id]}}}
-        return [child["id"] for child in self._ask("/flow_runs/filter", query)]
 
     def _ask(self, path: str, query: dict[str, Any]) -> list[dict[str, Any]]:
         answer: list[dict[str, Any]] = self._api.send("POST", path, query)

@@ -42,6 +42,9 @@ def create_app() -> Application:
     zoneinfo.available_timezones = functools.cache(zoneinfo.available_timezones)
     from prefect.server.api.server import create_app as create_prefect_app
 
+    from mlops.server.background_work import look_seldom
+
+    look_seldom()
     prefect = create_prefect_app()
     settings = LostAgentsSettings.from_environment()
 
