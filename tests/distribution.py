@@ -12,14 +12,16 @@ from contextlib import suppress
 import pytest
 from xdist.remote import Producer
 from xdist.scheduler import LoadFileScheduling
+from xdist.workermanage import WorkerController
 
 DOCKER = ("stacks", "browser")
+DOCKER_GROUPS = ("docker", "docker, hosts apart")
 TOGETHER = {
-    "test_bad_input.py": "docker, hosts apart",
-    "test_documents.py": "docker, hosts apart",
-    "test_four_hosts.py": "docker, hosts apart",
-    "test_offline_images.py": "docker, hosts apart",
-    "test_whole_day.py": "docker, hosts apart",
+    "test_bad_input.py": DOCKER_GROUPS[1],
+    "test_documents.py": DOCKER_GROUPS[1],
+    "test_four_hosts.py": DOCKER_GROUPS[1],
+    "test_offline_images.py": DOCKER_GROUPS[1],
+    "test_whole_day.py": DOCKER_GROUPS[1],
     "test_green_taxi_project.py": "projects",
     "test_projects.py": "projects",
     "test_to_flow.py": "projects",
@@ -38,8 +40,18 @@ class ModuleScheduling(LoadFileScheduling):  # type: ignore[misc]  # xdist has n
 
     def _split_scope(self, nodeid: str) -> str:
         module = nodeid.partition("::")[0].rpartition("/")[2]
-        alone = "docker" if _folder(nodeid) in DOCKER else str(super()._split_scope(nodeid))
+        alone = DOCKER_GROUPS[0] if _folder(nodeid) in DOCKER else str(super()._split_scope(nodeid))
         return TOGETHER.get(module, alone)
+
+    def _assign_work_unit(self, node: WorkerController) -> None:
+        """Give a worker that has had Docker's tests the unit tests next.
+
+        To start a platform for the last few of the others would take it longer than they take.
+        """
+        unit = next((scope for scope in self.workqueue if scope.startswith("tests/unit/")), None)
+        if unit and any(scope in DOCKER_GROUPS for scope in self.assigned_work[node]):
+            self.workqueue.move_to_end(unit, last=False)
+        super()._assign_work_unit(node)
 
 
 @pytest.hookimpl(optionalhook=True)

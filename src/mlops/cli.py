@@ -181,6 +181,9 @@ def run(arguments: list[str] | None = None) -> int:
 def main() -> None:
     """Run the command line and exit."""
     collect_seldom()
+    # The command line that httpx brings along, with pygments and rich's tables, unless it cannot
+    # be imported: a tenth of a registration's time.
+    sys.modules["httpx._main"] = None  # type: ignore[assignment]
     # A closed stream is None, which libraries do not expect.
     sys.stdout = sys.stdout or Path(os.devnull).open("w")  # noqa: SIM115
     sys.stderr = sys.stderr or Path(os.devnull).open("w")  # noqa: SIM115

@@ -130,12 +130,14 @@ class Servers:
         return body
 
 
-def wait_for(probe: Callable[[], Answer], limit_seconds: float) -> Answer:
+def wait_for(
+    probe: Callable[[], Answer], limit_seconds: float, *, longest_pause_seconds: float = 1
+) -> Answer:
     """Return the probe's first truthy answer, asked ever more rarely: answers take time too."""
     deadline = time.monotonic() + limit_seconds
     pause_seconds = 0.05
     while not (answer := probe()):
         assert time.monotonic() < deadline, f"not within {limit_seconds} s"
         time.sleep(pause_seconds)
-        pause_seconds = min(pause_seconds * 1.2, 1)
+        pause_seconds = min(pause_seconds * 1.2, longest_pause_seconds)
     return answer

@@ -291,4 +291,5 @@ def drive(ours: Runs, stock: Runs) -> None:
                 waiting.remove(step)
         return not waiting
 
-    wait_for(proceed, 240)
+    # Soon enough to cancel a run before its flow begins.
+    wait_for(proceed, 240, longest_pause_seconds=0.1)

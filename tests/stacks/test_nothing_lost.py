@@ -114,23 +114,15 @@ def start(project: Project, service: str) -> int:
     return project.compose("up", "--detach", "--wait", service).returncode
 
 
-def test_down_and_up(platform: Platform) -> None:
-    """`down` keeps the data, and the next `up` finds it."""
-    platform.use(platform.root)
-    platform.check()
-    platform.root.down()
-    platform.root.up("prefect", "mlflow")  # and what they need, which is where the data is
-    platform.check()
-
-
 def test_own_project_has_the_same_volumes(platform: Platform) -> None:
     """The server stack in its own folder goes on with what the root's project left."""
+    platform.check()
     platform.use(platform.server)
     platform.check()
 
 
-def test_recreated_containers(platform: Platform, tmp_path: Path) -> None:
-    """New containers, also of an image that was built anew, find the data of the old ones."""
+def test_down_and_up(platform: Platform, tmp_path: Path) -> None:
+    """`down` keeps the data; the next `up`, with an image that was built anew, finds it."""
     platform.use(platform.server)
     before = platform.server.containers()
     (tmp_path / "Dockerfile").write_text(f"FROM {SERVER.tag}\nLABEL built=anew\n")
@@ -140,7 +132,8 @@ def test_recreated_containers(platform: Platform, tmp_path: Path) -> None:
     override = platform.server.folder / "compose.override.yaml"
     override.write_text(yaml.safe_dump(own))
     try:
-        platform.server.up("--force-recreate")
+        platform.server.down()
+        platform.server.up()
         assert not set(before) & set(platform.server.containers())
         assert {platform.server.services()[name]["Image"] for name in own["services"]} == {anew}
         platform.check()

@@ -65,7 +65,6 @@ def create_app() -> Application:
                 await _ensure_work_pool(prefect, os.environ[POOL_VARIABLE])
                 # What was imported stays: looking through it again and again for garbage was a
                 # fifth of the server's work.
-                gc.collect()
                 gc.freeze()
                 watching = asyncio.create_task(_watch(prefect, settings))
             await send(message)
