@@ -243,7 +243,7 @@ def test_folder_that_changes_while_it_is_read_is_never_mixed(
     folder = tmp_path / "moving"
     outcomes = []
     with busy(folder, rest_seconds=0.35) as versions:
-        for _ in range(6):
+        while len(versions) <= 10:
             done = platform.cli("flows", "register", str(folder))
             outcomes.append(done.returncode)
             if done.returncode:
@@ -254,7 +254,6 @@ def test_folder_that_changes_while_it_is_read_is_never_mixed(
                 version = int(servers.read("prefect", f"{prefix}/part0.txt").split()[0])
                 assert deployment["global_concurrency_limit"]["limit"] == version
                 assert deployment["schedules"][0]["schedule"]["cron"].startswith(f"{version % 60} ")
-    assert len(versions) > 10
     assert outcomes.count(0) >= 2
     for files in complete_bundles(servers, folder.name).values():
         assert len({digest for path, digest in files.items() if path.startswith("part")}) == 1
