@@ -9,6 +9,7 @@ import psutil
 import pytest
 from embedded.conftest import Platform
 from embedded.flow_folders import Servers, wait_for
+from embedded.own_agent import own_agent
 from embedded.worker_pools import PLAINLY, POOLS, VARIABLES, Runs, drive, register, stock_worker
 
 STARTED = ["Scheduled", "Pending", "Running"]
@@ -47,10 +48,16 @@ SQUARES = [0, 1, 4]
 def pools(
     platform: Platform, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[dict[str, Runs]]:
-    """All runs of both pools, started together."""
+    """All runs of both pools, started together.
+
+    Ours has an agent that no other test's environments keep from having a process to fork.
+    """
     register(platform, tmp_path_factory.mktemp("behaviours"))
-    with stock_worker(platform, tmp_path_factory.mktemp("stock")) as log:
-        logs = {"ours": platform.home / "logs" / "agent.log", "stock": log}
+    with (
+        own_agent(platform, POOLS["ours"], tmp_path_factory.mktemp("ours")) as our_log,
+        stock_worker(platform, tmp_path_factory.mktemp("stock")) as stock_log,
+    ):
+        logs = {"ours": our_log, "stock": stock_log}
         servers = Servers(platform)
         pools = {
             name: Runs(servers, name, tmp_path_factory.mktemp(f"told-{name}"), logs[name])

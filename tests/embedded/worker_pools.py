@@ -18,7 +18,7 @@ from embedded.flow_folders import Servers, wait_for
 from embedded.registered import deployments
 
 FLOWS = Path(__file__).parent / "behaviours"
-POOLS = {"ours": "default-agent-pool", "stock": "stock"}
+POOLS = {"ours": "ours", "stock": "stock"}
 UNTOLD = {"Late", "Submitting"}
 FINAL = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
 FLOW_YAML = """\
