@@ -22,6 +22,8 @@ RETRY_SECONDS = 2.0
 RETRIES = 10  # of somebody who looks on while a server starts anew
 PAGE = 200  # the most that the server returns at once
 OVERLAP = 20  # of two pages
+# Types of the states that a run does not leave by itself.
+FINAL = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
 
 # Orders in which no two are equal. Names are none: many flows have a deployment of the same name,
 # and the server may return equals in another order each time.

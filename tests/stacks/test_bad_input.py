@@ -136,8 +136,7 @@ def test_up_with_half_an_env(images: None, initialised: Host) -> None:
             wait_for(lambda: told in server.compose("logs").stdout, 30)
             give(None)
             assert "healthy" in server.compose("ps").stdout
-            # Docker may still be writing down what the job has said.
-            wait_for(lambda: told in server.compose("logs").stdout, 30)
+            assert told in server.compose("logs").stdout
             assert server.compose("down").returncode == 0
             assert server.containers() == []
     finally:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from mlops import lineage
 from mlops.errors import MlopsError
 from mlops.mlflow_api import LoggedRun, MlflowApi, RegisteredModel
-from mlops.prefect_api import PrefectApi
+from mlops.prefect_api import FINAL, PrefectApi
 from mlops.settings import RunsSettings
 
 
@@ -36,7 +36,7 @@ class FlowRun(BaseModel):
     @property
     def has_ended(self) -> bool:
         """Whether it is in a state that it will not leave by itself."""
-        return self.state_type in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+        return self.state_type in FINAL
 
     def fact(self, label: str) -> str | None:
         """Return what a label of `mlops.lineage` says, if the run has it."""

@@ -9,7 +9,7 @@ from uuid import UUID
 import httpx
 from pydantic import BaseModel, ConfigDict
 
-from mlops.prefect_api import PrefectApi, RefusedRequestError
+from mlops.prefect_api import FINAL, PrefectApi, RefusedRequestError
 
 POLL_SECONDS = 0.5
 LATE_AFTER_SECONDS = 20.0
@@ -71,7 +71,7 @@ class _State(BaseModel):
 
     @property
     def is_final(self) -> bool:
-        return self.type in {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
+        return self.type in FINAL
 
 
 class _Run(BaseModel):

@@ -2,7 +2,7 @@
 
 Prefect has docket do what is due later, or again and again. Its worker looks four times a second,
 and ten times a second, in a thread, for tasks that somebody cancels, which Prefect never does:
-almost half of what an idle server takes of a core. Work that is due at once waits for no look.
+a good part of what an idle server takes of a core. Work that is due at once waits for no look.
 
 The private names used here, to be looked at when the pins move, are Prefect 3.8's
 `background_workers.Worker`, and docket 0.27's `_processing_session` and `_cancellation_listener`.

@@ -1,19 +1,21 @@
 import asyncio
 import datetime as dt
 
+import pytest
 from docket import Docket, Worker
 from prefect.server.api import background_workers
 
 from mlops.server.background_work import SeldomWorker, look_seldom
 
 
-def test_prefects_server_gets_the_worker_that_looks_seldom() -> None:
+def test_prefects_server_gets_the_worker_that_looks_seldom(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Under the name by which Prefect 3.8 makes its own."""
-    stock = background_workers.Worker  # type: ignore[attr-defined]
-    assert stock is Worker
+    assert background_workers.Worker is Worker  # type: ignore[attr-defined]
+    monkeypatch.setattr(background_workers, "Worker", Worker)  # and so again at the end
     look_seldom()
     assert background_workers.Worker is SeldomWorker  # type: ignore[attr-defined]
-    vars(background_workers)["Worker"] = stock
 
 
 def test_work_is_done_at_once_and_later_until_the_end() -> None:
